@@ -1,0 +1,190 @@
+"""The leaf every room shares: token roles, the latent and media specs, clips, static buckets.
+
+Imports only numpy, so that data workers can use it without starting an accelerator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+from typing import Any, Literal
+
+import numpy as np
+
+
+class InputError(ValueError):
+    """Something the user gave is unusable: names the thing, says what was expected.
+
+    The command line prints it as one line and exits with code 2.
+    """
+
+
+class Role(enum.IntEnum):
+    """What a position of the sequence is (method section 1). Masks and losses read only this."""
+
+    PAD = 0
+    PROMPT_TEXT = 1
+    PROMPT_VIDEO = 2  # video or image tokens
+    PROMPT_AUDIO = 3
+    ASSISTANT_TEXT = 4
+    LATENT_VISUAL = 5
+    LATENT_AUDIO = 6
+    TRIGGER = 7
+    STOP = 8
+    ANSWER = 9
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentSpec:
+    """The shape of a latent block; saved in every checkpoint and validated on load.
+
+    Attributes:
+      num_visual, num_audio: latent slots per block, K = num_visual + num_audio; either may be 0.
+      segment_seconds: D, the length of the clock that a block's slots share, in seconds.
+      pad_id: marks latent slots in id arrays; never fed to the model.
+      trigger_id: `<Unified_Latent>`; opens a block.
+      stop_id: `</Unified_Latent>`; inserted by the decoder after the K-th slot.
+      ospe_base: base of the OSPE frequencies (the backbone's rope theta).
+      ospe_apply: where the timestamps act, method section 3.
+    """
+
+    num_visual: int = 32
+    num_audio: int = 8
+    segment_seconds: float = 5.0
+    pad_id: int = 151665
+    trigger_id: int = 151666
+    stop_id: int = 151667
+    ospe_base: float = 1e6
+    ospe_apply: Literal["feature", "position", "both", "none"] = "feature"
+
+    def __post_init__(self):
+        if self.num_visual < 0 or self.num_audio < 0:
+            raise InputError(
+                f"latent counts must be >= 0, got {self.num_visual} + {self.num_audio}"
+            )
+        if self.segment_seconds <= 0:
+            raise InputError(f"segment_seconds must be > 0, got {self.segment_seconds}")
+        if self.ospe_apply not in ("feature", "position", "both", "none"):
+            raise InputError(f"ospe_apply must be feature|position|both|none: {self.ospe_apply!r}")
+        if len({self.pad_id, self.trigger_id, self.stop_id}) != 3:
+            raise InputError("pad_id, trigger_id and stop_id must differ")
+
+    @property
+    def num_latents(self) -> int:
+        """K, the number of slots of one block."""
+        return self.num_visual + self.num_audio
+
+    def slot_seconds(self) -> np.ndarray:
+        """Timestamps f32[K] in seconds from the start of the cited segment: visual, then audio.
+
+        Slot i of a modality with n slots sits at the middle of its share, (i + 1/2) * D / n, so
+        that visual slots 4j..4j+3 of the default 32 + 8 share the window of audio slot j.
+        """
+        halves = [
+            (np.arange(n) + 0.5) * self.segment_seconds / max(n, 1)
+            for n in (self.num_visual, self.num_audio)
+        ]
+        return np.concatenate(halves).astype(np.float32)
+
+    def slot_roles(self) -> np.ndarray:
+        """Role of each slot, i8[K]."""
+        return np.repeat(
+            np.array([Role.LATENT_VISUAL, Role.LATENT_AUDIO], np.int8),
+            [self.num_visual, self.num_audio],
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> LatentSpec:
+        fields = json.loads(text)
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(fields) - known):
+            raise InputError(f"latent spec has unknown fields {unknown}; known: {sorted(known)}")
+        return cls(**fields)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MediaSpec:
+    """How files become arrays: sampling, pixel budgets and spectrogram of a checkpoint.
+
+    Pixel counts are of resized frames. `total_pixels` bounds the sum over the frames of one video
+    (a temporal patch of 2 frames counts once), the rule of the checkpoint's own tooling.
+    """
+
+    fps: float = 2.0
+    min_frames: int = 4
+    max_frames: int = 256
+    video_min_pixels: int = 128 * 28 * 28
+    video_max_pixels: int = 768 * 28 * 28
+    total_pixels: int = int(128_000 * 28 * 28 * 0.9)
+    image_min_pixels: int = 3136
+    image_max_pixels: int = 12_845_056
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    sampling_rate: int = 16_000
+    num_mel_bins: int = 128
+    n_fft: int = 400
+    hop_length: int = 160
+
+    @property
+    def factor(self) -> int:
+        """Height and width of a resized frame are multiples of this (28)."""
+        return self.patch_size * self.merge_size
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any], **overrides) -> MediaSpec:
+        """From a checkpoint's `preprocessor_config.json` (images and audio; video is ours)."""
+        renamed = {
+            "min_pixels": "image_min_pixels",
+            "max_pixels": "image_max_pixels",
+            "feature_size": "num_mel_bins",
+        }
+        known = {f.name for f in dataclasses.fields(cls)}
+        taken = {}
+        for key, value in config.items():
+            key = renamed.get(key, key)
+            if key in known:
+                taken[key] = tuple(value) if isinstance(value, list) else value
+        return cls(**(taken | overrides))
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Clip:
+    """A media file as arrays on one clock that starts at 0 s.
+
+    Attributes:
+      frames: u8[T,H,W,3] RGB, already resized; None without pictures.
+      frame_times: f32[T] true seconds of each frame.
+      audio: f32[N] mono at the spec's sampling rate; None where there is no sound (not zeros).
+      duration: seconds.
+      is_image: one still picture (resized by the image rule, no clock).
+    """
+
+    frames: np.ndarray | None
+    frame_times: np.ndarray | None
+    audio: np.ndarray | None
+    duration: float
+    is_image: bool = False
+
+
+def bucket(size: int, sizes: tuple[int, ...]) -> int:
+    """The smallest table entry >= size; beyond the table, multiples of its last entry.
+
+    Static shapes come from here, so that a program compiles once per bucket and not per input.
+
+    >>> bucket(300, (256, 512)), bucket(1100, (256, 512))
+    (512, 1536)
+    """
+    for candidate in sizes:
+        if size <= candidate:
+            return candidate
+    return -(-size // sizes[-1]) * sizes[-1]

@@ -1,0 +1,456 @@
+"""Pictures become arrays: video frames with their true times, still images, patches of the model.
+
+`read_clip` is the door: any file in, a `Clip` on one clock out. A video is read twice. The first
+reading only lists the times of its pictures, so what is sampled, and how large it may be, is known
+before anything is decoded and never depends on a duration that a header declares. The second
+decodes, and leaves out pictures that are neither sampled nor needed by others.
+
+The reader is PyAV, which brings its own FFmpeg. Files are untrusted: whatever is wrong with one
+ends in an `InputError` of one line, and no file can make the reader open another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from latentomni_jax.layout import Clip, InputError, MediaSpec
+from latentomni_jax.media.audio import align, mix_down
+
+_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# FFmpeg "plays" these, but they are text, or lists of other files, which we do not follow.
+_NOT_MEDIA = {"tty", "hls", "dash", "concat", "concatf", "imf", "sdp", "rtsp", "webm_dash_manifest"}
+_TOLERANCE = 1e-3  # seconds; containers round times to milliseconds
+_LATEST_SOUND = 60.0  # seconds that sound may begin after the last picture
+
+
+# ---------------------------------------------------------------------------- sizes and times
+
+
+def smart_resize(
+    height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """Qwen's size rule: multiples of `factor`, pixel count in range, aspect ratio nearly kept.
+
+    Args:
+      height, width: of the picture, pixels.
+      factor: what both results are multiples of.
+      min_pixels, max_pixels: range for height * width of the result.
+
+    Raises:
+      InputError: where the picture is empty or one side is more than 200 times the other.
+
+    >>> smart_resize(360, 640, factor=28, min_pixels=100352, max_pixels=602112)
+    (364, 644)
+    """
+    if min(height, width) < 1 or max(height, width) > 200 * min(height, width):
+        raise InputError(f"a picture's sides may differ at most 200 times, got {width}x{height}")
+    new_h = max(factor, round(height / factor) * factor)
+    new_w = max(factor, round(width / factor) * factor)
+    if new_h * new_w > max_pixels:
+        beta = math.sqrt(height * width / max_pixels)
+        new_h = max(factor, math.floor(height / beta / factor) * factor)
+        new_w = max(factor, math.floor(width / beta / factor) * factor)
+    elif new_h * new_w < min_pixels:
+        beta = math.sqrt(min_pixels / (height * width))
+        new_h = math.ceil(height * beta / factor) * factor
+        new_w = math.ceil(width * beta / factor) * factor
+    return new_h, new_w
+
+
+def frame_size(height: int, width: int, num_frames: int, spec: MediaSpec) -> tuple[int, int]:
+    """Height and width of the frames of a video that is sampled `num_frames` times.
+
+    The more frames, the smaller each: all share `spec.total_pixels`. Errors as `smart_resize`.
+    """
+    share = spec.total_pixels / num_frames * spec.temporal_patch_size
+    max_pixels = max(min(spec.video_max_pixels, share), int(spec.video_min_pixels * 1.05))
+    return smart_resize(
+        height,
+        width,
+        factor=spec.factor,
+        min_pixels=spec.video_min_pixels,
+        max_pixels=max_pixels,
+    )
+
+
+def pick_frames(times: np.ndarray, duration: float, spec: MediaSpec) -> np.ndarray:
+    """Which frames of a video are sampled: the first one at or after each step of the clock.
+
+    At or after, and not the nearest: at 2 fps the k-th frame then never lies before k/2 s, so
+    that positions counted in whole 1/25 s agree with those of a nominal clock.
+
+    Args:
+      times: f64[n] ascending, seconds of all frames, the first at 0.
+      duration: seconds; a step is 1/fps, longer where there would be more than `max_frames`,
+        shorter where there would be fewer than `min_frames`.
+
+    Returns:
+      i64[m] indices into `times`, ascending, each once; m < min_frames only if n is.
+    """
+
+    def pick(step: float) -> np.ndarray:
+        targets = np.arange(spec.max_frames) * step - _TOLERANCE
+        index = np.unique(np.searchsorted(times, targets))
+        return index[index < len(times)]
+
+    index = pick(max(1.0 / spec.fps, duration / spec.max_frames))
+    if len(index) < spec.min_frames:
+        index = pick(duration / spec.min_frames)
+    if len(index) < spec.min_frames:  # few frames, or uneven times: several steps share one
+        index = np.linspace(0, len(times) - 1, min(len(times), spec.min_frames)).round()
+    return index.astype(np.int64)
+
+
+def _even_count(num_frames: int, spec: MediaSpec) -> int:
+    """`num_frames` made whole temporal patches: fewer if `min_frames` allows, else more."""
+    patch = spec.temporal_patch_size
+    fewer = num_frames // patch * patch
+    if fewer >= max(spec.min_frames, 1):
+        return fewer
+    return -(-max(num_frames, spec.min_frames) // patch) * patch
+
+
+# ---------------------------------------------------------------------------- reading
+
+
+def read_clip(
+    path: str | os.PathLike, spec: MediaSpec, *, audio: bool = True, video: bool = True
+) -> Clip:
+    """A media file as arrays on one clock; 0 s is its first video frame, or else its first sound.
+
+    Args:
+      path: a video, a sound file or an image, in any format that FFmpeg or Pillow reads.
+      spec: sampling, sizes, rates.
+      audio, video: False leaves that part out (the clock stays the same).
+
+    Returns:
+      A Clip. `frames` is None for sound files (cover art is no video), `audio` is None where
+      there is no audio track; a silent track is sound. The number of frames is a multiple of
+      `temporal_patch_size`; a video too short for `min_frames` repeats its last frame, with its
+      true time. Pixels and sound are those that can be decoded: damage is left out, and
+      warned about.
+
+    Raises:
+      InputError: one line naming the file, where nothing asked for can be read from it.
+    """
+    path = _existing_file(path)
+    if _is_image(path):
+        if not video:
+            raise InputError(f"{path}: is an image, and pictures were not asked for")
+        return read_image(path, spec)
+    index = _index_pictures(path)
+    origin = None if index is None else float(index.ticks[0] * index.seconds)
+    duration, frames, frame_times, samples = 0.0, None, None, None
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        sound = pool.submit(_read_sound, path, spec.sampling_rate) if audio else None
+        if index is not None and video:
+            frames, seconds = _read_frames(path, index, spec, pool)
+            origin = float(seconds[0])
+            frame_times = (seconds - origin).astype(np.float32)
+        if index is not None:
+            duration = index.end - origin
+        if sound is not None:
+            samples, start = sound.result()
+            late = 0.0 if origin is None else start - origin
+            if samples.size and late > duration + _LATEST_SOUND:
+                raise InputError(f"{path}: its sound begins {late:.0f} s after its pictures")
+            samples = align(samples, late, spec.sampling_rate)
+    if frames is None and samples is None:
+        wanted = " or ".join(["pictures"] * video + ["sound"] * audio) or "nothing"
+        raise InputError(f"{path}: no {wanted} to read; expected a video, sound or image file")
+    if samples is not None:
+        duration = max(duration, samples.size / spec.sampling_rate)
+    if audio and index is not None and index.declared - duration > max(1, 0.02 * duration):
+        message = f"{path}: ends at {duration:.1f} s, its header says {index.declared:.1f} s"
+        warnings.warn(f"{message}; what is there is used", stacklevel=2)
+    return Clip(frames=frames, frame_times=frame_times, audio=samples, duration=duration)
+
+
+def read_image(path: str | os.PathLike, spec: MediaSpec) -> Clip:
+    """A still image as a Clip of one frame u8[1,H,W,3] by the image size rule.
+
+    Turned upright by its EXIF tag; transparent pixels become white.
+
+    Raises:
+      InputError: one line naming the file, where it is no image, damaged, or larger than
+        Pillow's limit against decompression bombs.
+    """
+    path = _existing_file(path)
+    try:
+        with Image.open(path, formats=_IMAGE_FORMATS) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = image.convert("RGB")
+        height, width = smart_resize(
+            image.height,
+            image.width,
+            factor=spec.factor,
+            min_pixels=spec.image_min_pixels,
+            max_pixels=spec.image_max_pixels,
+        )
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        raise InputError(f"{path}: cannot be read as an image: {_one_line(error)}") from error
+    frame = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    return Clip(
+        frames=frame[None],
+        frame_times=np.zeros(1, np.float32),
+        audio=None,
+        duration=0.0,
+        is_image=True,
+    )
+
+
+class _Index(NamedTuple):
+    """When the pictures of a video are shown, from the packets and not from the header."""
+
+    stream: int
+    ticks: np.ndarray  # i64[n] ascending: a frame's pts, or its number where there are none
+    seconds: float  # of one tick
+    end: float  # seconds, when the last picture ends
+    has_pts: bool
+    declared: float  # seconds that the header claims for the longest stream, 0 where it does not
+
+
+def _index_pictures(path: Path) -> _Index | None:
+    """Lists the picture times of a file; None where it has no video stream."""
+    with _open(path) as container:
+        streams = [
+            stream
+            for stream in container.streams.video
+            if not stream.disposition & av.stream.Disposition.attached_pic
+        ]
+        if not streams:
+            return None
+        stream = streams[0]
+        packets = [
+            (packet.pts, packet.duration or 0)
+            for packet in _packets(container, stream)
+            if packet.size and not packet.is_discard
+        ]
+        if not packets:
+            raise InputError(f"{path}: its video stream is empty; re-encode or replace the file")
+        per_second = float(stream.average_rate or stream.guessed_rate or 25)
+        has_pts = all(pts is not None for pts, _ in packets)
+        if has_pts:
+            ticks, seconds = np.array(sorted({pts for pts, _ in packets})), float(stream.time_base)
+            shown = max(packets)[1] * seconds or 1 / per_second
+        else:
+            ticks, seconds, shown = np.arange(len(packets)), 1 / per_second, 1 / per_second
+        end = float(ticks[-1]) * seconds + shown
+        declared = (container.duration or 0) / av.time_base
+        return _Index(stream.index, ticks, seconds, end, has_pts, declared)
+
+
+def _read_frames(
+    path: Path, index: _Index, spec: MediaSpec, pool: Executor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sampled frames, resized, u8[T,H,W,3], and their times on the container's clock f64[T]."""
+    times = (index.ticks - index.ticks[0]) * index.seconds
+    picked = pick_frames(times, index.end - float(index.ticks[0]) * index.seconds, spec)
+    count = _even_count(len(picked), spec)
+    wanted = index.ticks[picked][:count].tolist()
+    keep = set(wanted)
+    frames, ticks, step = None, [], 0
+    running: deque = deque()
+
+    with _open(path) as container:
+        stream = container.streams[index.stream]
+        stream.thread_type = "AUTO"
+
+        def choose(packet: av.Packet):
+            # Frames that no other frame refers to need not be decoded to be passed over.
+            passed = index.has_pts and packet.pts is not None and packet.pts not in keep
+            stream.codec_context.skip_frame = "NONREF" if passed else "DEFAULT"
+
+        for number, frame in enumerate(_decode(path, container, stream, choose)):
+            tick = frame.pts if index.has_pts else number
+            if tick is None or tick < wanted[step]:
+                continue
+            # Normally one step; after damage the frame stands for all steps it is late for.
+            while step < len(wanted) and wanted[step] <= tick:
+                step += 1
+            if frames is None:
+                turned = frame.rotation % 180 != 0
+                height, width = (
+                    (frame.width, frame.height) if turned else (frame.height, frame.width)
+                )
+                frames = np.empty((count, *frame_size(height, width, count, spec), 3), np.uint8)
+            running.append(pool.submit(_resize_into, frames[len(ticks)], frame))
+            ticks.append(tick)
+            if len(running) > 8:  # whole frames wait here: never many
+                running.popleft().result()
+            if step == len(wanted):
+                break
+        for job in running:
+            job.result()
+    if not ticks:
+        raise InputError(f"{path}: no frame of its video can be decoded; re-encode or replace it")
+    if len(ticks) < count:  # too short a video, or a damaged one: the count is settled anew
+        repeat = np.minimum(np.arange(_even_count(len(ticks), spec)), len(ticks) - 1)
+        frames, ticks = frames[repeat], np.array(ticks)[repeat]
+    return frames, np.array(ticks) * index.seconds
+
+
+def _resize_into(out: np.ndarray, frame: av.VideoFrame):
+    """Writes a decoded frame, upright and resized, to `out` u8[H,W,3]; runs in a worker."""
+    pixels = frame.to_ndarray(format="rgb24")
+    if quarter_turns := round(frame.rotation / 90) % 4:
+        pixels = np.rot90(pixels, quarter_turns)
+    size = (out.shape[1], out.shape[0])
+    out[...] = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+
+
+def _read_sound(path: Path, rate: int) -> tuple[np.ndarray, float]:
+    """Mono samples f32[N] of the first audio stream, and when they begin; N = 0 without one."""
+    with _open(path) as container:
+        if not container.streams.audio:
+            return np.zeros(0, np.float32), 0.0
+        stream = container.streams.audio[0]
+        return mix_down(_decode(path, container, stream), rate)
+
+
+# ---------------------------------------------------------------------------- PyAV, tamed
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[av.container.InputContainer]:
+    """Opens a container; whatever goes wrong inside becomes an InputError naming the file."""
+    try:
+        # "file:" and the whitelist: a name with a colon is no protocol, a playlist opens nothing.
+        options = {"protocol_whitelist": "file"}
+        with av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
+            if container.format.name in _NOT_MEDIA:
+                raise InputError(f"{path}: is not a media file; expected video, sound or an image")
+            yield container
+    except InputError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise InputError(f"{path}: {error}") from error
+    except (av.error.FFmpegError, OSError, ValueError, LookupError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({_one_line(error)}); expected a complete video, sound or "
+            "image file; check that it plays, or re-encode it"
+        ) from error
+
+
+def _packets(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator:
+    """The packets of a stream; a file cut short just ends."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, av.error.FFmpegError):
+            return
+        yield packet
+
+
+def _decode(
+    path: Path,
+    container: av.container.InputContainer,
+    stream: av.stream.Stream,
+    before: Callable[[av.Packet], None] = lambda packet: None,
+) -> Iterator:
+    """The frames of a stream; damaged packets are passed over, with one warning.
+
+    `before` is called with each packet before it is decoded.
+    """
+    damaged = False
+    for packet in _packets(container, stream):
+        before(packet)
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError as error:
+            if not damaged:
+                time = float((packet.pts or 0) * stream.time_base)
+                message = f"{path}: {stream.type} is damaged near {time:.1f} s, the rest is used"
+                warnings.warn(f"{message} ({_one_line(error)})", stacklevel=3)
+            damaged = True
+            continue
+        yield from frames
+
+
+def _existing_file(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory; expected a video, sound or image file")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a video, sound or image file")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: is empty; copy or download it again")
+    return path
+
+
+def _is_image(path: Path) -> bool:
+    """Whether Pillow should read the file, from its content; moving GIFs are videos."""
+    try:
+        with Image.open(path, formats=_IMAGE_FORMATS) as image:
+            return not (image.format == "GIF" and getattr(image, "is_animated", False))
+    except UnidentifiedImageError:
+        return False
+    except Exception:  # an image, though a bad one: read_image says what is wrong with it
+        return True
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# ---------------------------------------------------------------------------- patches
+
+
+def patchify(frames: np.ndarray, spec: MediaSpec) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """Normalised patches in the order of the reference's image processor.
+
+        frames [2t, h*14, w*14, 3]  ->  row of patch (t, h, w) = [channel, frame, row, column]
+
+    Rows run over time, then over 2x2 groups of patches that the model merges into one token,
+    then over the patches within a group.
+
+    Args:
+      frames: u8[T,H,W,3] RGB, H and W multiples of `spec.factor`; T a multiple of
+        `temporal_patch_size`, otherwise the last frame is repeated (so an image becomes a pair).
+
+    Returns:
+      patches f32[P, 3*temporal*14*14] normalised by `image_mean` and `image_std`, P = t*h*w;
+      and the grid (t, h, w) in patches.
+
+    Raises:
+      InputError: where shape or dtype are not as above.
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
+        raise InputError(f"patchify wants frames u8[T,H,W,3], got {frames.dtype}{frames.shape}")
+    num_frames, height, width, _ = frames.shape
+    if height % spec.factor or width % spec.factor:
+        raise InputError(f"frame sides must be multiples of {spec.factor}: {width}x{height}")
+    size, time, merge = spec.patch_size, spec.temporal_patch_size, spec.merge_size
+    if missing := -num_frames % time:
+        frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
+    t, h, w = len(frames) // time, height // size, width // size
+
+    split = frames.reshape(t, time, h // merge, merge, size, w // merge, merge, size, 3)
+    #             t  h  w  mh mw ch tm row col
+    split = split.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
+    mean, std = np.array(spec.image_mean), np.array(spec.image_std)
+    area = time * size * size
+    scale = np.repeat(1 / (255 * std), area).astype(np.float32)
+    shift = np.repeat(-mean / std, area).astype(np.float32)
+    patches = np.empty((t, h * w, 3 * area), np.float32)
+    for rows, part in zip(patches, split, strict=True):  # one pair of frames fits in the cache
+        rows[...] = part.reshape(h * w, 3 * area)
+        rows *= scale
+        rows += shift
+    return patches.reshape(t * h * w, 3 * area), (t, h, w)

@@ -1,0 +1,280 @@
+"""Safetensors directories as sharded parameters, and back.
+
+Tensors are read slice by slice through the index: a process touches only the byte ranges of its
+own shards, and no tensor is ever widened. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
+
+from latentomni_jax.backbone.config import ThinkerConfig
+from latentomni_jax.backbone.thinker import abstract_params
+from latentomni_jax.layout import InputError
+from latentomni_jax.weights import names
+
+DTYPES = {"BF16": "bfloat16", "F32": "float32", "F16": "float16"}
+_INDEX = "model.safetensors.index.json"
+
+
+class CheckpointReader:
+    """The tensors of a safetensors directory by name, without the `thinker.` prefix.
+
+    Attributes:
+      tensors: name -> (dtype as in the file, shape).
+      skipped: how many tensors belong to the talker or the vocoder.
+
+    Raises:
+      InputError: no safetensors there, a shard missing, or a file that is not one.
+    """
+
+    def __init__(self, directory: str | pathlib.Path):
+        self.directory = pathlib.Path(directory)
+        self.tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._file: dict[str, Any] = {}
+        self._full_name: dict[str, str] = {}
+        listed = self._listed_files()
+        paths = sorted({self.directory / file for file in listed.values()})
+        if not listed:
+            paths = sorted(self.directory.glob("*.safetensors"))
+        if not paths:
+            raise InputError(f"{self.directory}: no *.safetensors file here")
+        full_names = set()
+        for path in paths:
+            try:
+                opened = safetensors.safe_open(path, framework="np")
+            except FileNotFoundError:
+                raise InputError(f"{path}: the index names this shard, but it is absent") from None
+            except (safetensors.SafetensorError, OSError) as error:
+                raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+            for full in opened.keys():  # noqa: SIM118 (not a dict)
+                full_names.add(full)
+                if full.startswith(names.SKIPPED_PREFIXES):
+                    continue
+                name = full.removeprefix(names.PREFIX)
+                if name in self.tensors:
+                    raise InputError(f"{path}: tensor {full} appears twice in {self.directory}")
+                part = opened.get_slice(full)
+                self.tensors[name] = (part.get_dtype(), tuple(part.get_shape()))
+                self._file[name], self._full_name[name] = opened, full
+        if absent := sorted(set(listed) - full_names):
+            raise InputError(f"{self.directory}: in the index but in no file: {_some(absent)}")
+        self.skipped = len(full_names) - len(self.tensors)
+
+    def _listed_files(self) -> dict[str, str]:
+        path = self.directory / _INDEX
+        if not path.exists():
+            return {}
+        try:
+            listed = json.loads(path.read_text())["weight_map"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: not a safetensors index ({error!r})") from None
+        # A hostile index must not reach outside its directory.
+        if bad := [file for file in listed.values() if pathlib.PurePath(file).name != file]:
+            raise InputError(f"{path}: shard names must be plain file names, got {_some(bad)}")
+        return listed
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """The slice of a tensor; reads only that part of the file."""
+        part = self._file[name].get_slice(self._full_name[name])
+        shape = self.tensors[name][1]
+        return part[index or tuple(slice(None) for _ in shape)] if shape else part[...]
+
+
+def check(
+    config: ThinkerConfig, tensors: dict[str, tuple[str, tuple[int, ...]]]
+) -> dict[str, int]:
+    """Compares names, shapes and dtypes with what the config needs; touches no data.
+
+    Args:
+      tensors: name (without `thinker.`) -> (safetensors dtype, shape).
+
+    Returns:
+      Coverage: parameters, tensors used.
+
+    Raises:
+      InputError: names every missing, extra or misshapen tensor (the first few of each).
+    """
+    expected = _expected(config)
+    missing = sorted(set(expected) - set(tensors))
+    extra = sorted(set(tensors) - set(expected))
+    shapes = [
+        f"{name} is {list(tensors[name][1])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in tensors and tuple(tensors[name][1]) != shape
+    ]
+    dtypes = [
+        f"{name} is {dtype}" for name, (dtype, _) in sorted(tensors.items()) if dtype not in DTYPES
+    ]
+    problems = [
+        f"{len(found)} {title}: {_some(found)}"
+        for title, found in (
+            ("missing", missing),
+            ("extra", extra),
+            ("of the wrong shape", shapes),
+            (f"of a dtype other than {'/'.join(DTYPES)}", dtypes),
+        )
+        if found
+    ]
+    if problems:
+        raise InputError("checkpoint does not fit the config: " + "; ".join(problems))
+    return {"parameters": len(list(names.entries(config))), "tensors": len(expected)}
+
+
+def load(
+    directory: str | pathlib.Path,
+    config: ThinkerConfig,
+    shardings: Any = None,
+    *,
+    dtype: Any = None,
+) -> Iterator[tuple[str, jax.Array]]:
+    """Streams parameters `(path, array)` one leaf at a time.
+
+    Args:
+      shardings: tree like the parameters of `jax.sharding.Sharding`, or one for all; default is
+        the first local device.
+      dtype: cast to this; None keeps the checkpoint's (bf16 stays bf16).
+
+    Raises:
+      InputError: see `check`; also if the tensors of one stack differ in dtype.
+    """
+    reader = CheckpointReader(directory)
+    check(config, reader.tensors)
+    flat_shapes = _flatten(abstract_params(config))
+    flat_shardings = {}
+    if shardings is None:
+        shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if not isinstance(shardings, jax.sharding.Sharding):
+        flat_shardings = _flatten(shardings)
+    for entry in names.entries(config):
+        kinds = {reader.tensors[name][0] for name in entry.names}
+        if len(kinds) > 1:
+            raise InputError(f"{directory}: {entry.path} mixes dtypes {sorted(kinds)}")
+        stored = jax.numpy.dtype(DTYPES[kinds.pop()])
+        yield (
+            entry.path,
+            jax.make_array_from_callback(
+                flat_shapes[entry.path].shape,
+                flat_shardings.get(entry.path, shardings),
+                _slice_reader(reader, entry, flat_shapes[entry.path].shape, stored, dtype),
+            ),
+        )
+
+
+def save(
+    params: Any,
+    config: ThinkerConfig,
+    directory: str | pathlib.Path,
+    *,
+    max_shard_bytes: int = 5 << 30,
+    prefix: str = names.PREFIX,
+) -> list[str]:
+    """Writes parameters as sharded safetensors plus index, in the checkpoint's own names.
+
+    Tensors are produced layer by layer, one shard in memory at a time. `.partial` names are
+    renamed at the end, so that an interrupted export never looks complete.
+
+    Returns:
+      The tensor names written (with `prefix`).
+    """
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    flat = _flatten(params)
+    shards: list[list[str]] = []
+    pending: dict[str, np.ndarray] = {}
+    pending_bytes = total = 0
+
+    def flush():
+        nonlocal pending, pending_bytes
+        if pending:
+            save_file(pending, directory / f"shard-{len(shards)}.partial", metadata={"format": "pt"})
+            shards.append(list(pending))
+            pending, pending_bytes = {}, 0
+
+    for entry in names.entries(config):
+        leaf = flat[entry.path]
+        shape = names.checkpoint_shape(entry, leaf.shape, config)
+        for layer, name in enumerate(entry.names):
+            part = np.asarray(leaf[layer] if entry.is_stacked else leaf)
+            tensor = np.ascontiguousarray(names.to_checkpoint(entry.layout, part, shape))
+            if pending_bytes + tensor.nbytes > max_shard_bytes:
+                flush()
+            pending[prefix + name] = tensor
+            pending_bytes += tensor.nbytes
+            total += tensor.nbytes
+    flush()
+    weight_map = {}
+    for number, held in enumerate(shards):
+        file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
+        (directory / f"shard-{number}.partial").rename(directory / file)
+        weight_map |= dict.fromkeys(held, file)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / _INDEX).write_text(json.dumps(index, indent=1))
+    return list(weight_map)
+
+
+def _slice_reader(reader, entry, shape, stored, dtype):
+    """A callback for `jax.make_array_from_callback`: global index -> that part of the leaf."""
+
+    def one(name, index):
+        if entry.layout == "patch":  # a reshape in between: read whole (3 MB), then slice
+            return names.to_parameter("patch", reader.read(name))[index]
+        reversed_index = index[::-1] if entry.layout in ("linear", "conv1d") else index
+        return names.to_parameter(entry.layout, reader.read(name, reversed_index))
+
+    def read(index):
+        target = dtype or stored
+        if not entry.is_stacked:
+            return np.ascontiguousarray(one(entry.names[0], index)).astype(target, copy=False)
+        layers = range(*index[0].indices(len(entry.names)))
+        sizes = [len(range(*part.indices(n))) for part, n in zip(index, shape, strict=True)]
+        out = np.empty(sizes, target)
+        for place, layer in enumerate(layers):
+            out[place] = one(entry.names[layer], index[1:])
+        return out
+
+    return read
+
+
+def _expected(config: ThinkerConfig) -> dict[str, tuple[int, ...]]:
+    """Checkpoint name -> shape, for everything the config needs."""
+    flat = _flatten(abstract_params(config))
+    expected = {}
+    for entry in names.entries(config):
+        shape = names.checkpoint_shape(entry, flat.pop(entry.path).shape, config)
+        for name in entry.names:
+            assert name not in expected, f"{name} is consumed twice"
+            expected[name] = shape
+    assert not flat, f"parameters without a checkpoint name: {sorted(flat)}"
+    return expected
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+    """`{"a/b": leaf}` of a nested tree."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    """The nested tree of `{"a/b": leaf}`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
+
+
+def _some(items: list[str], limit: int = 5) -> str:
+    text = ", ".join(str(item) for item in items[:limit])
+    return text if len(items) <= limit else f"{text}, and {len(items) - limit} more"

@@ -1,0 +1,56 @@
+"""Packaging of latentomni_jax. Tool settings live in pyproject.toml."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+?)"', (HERE / "latentomni_jax" / "__init__.py").read_text()
+).group(1)
+
+# Lower bounds only: a user's environment already pins what it must.
+CORE = [
+    "jax>=0.10.2",
+    "flax>=0.12.8",
+    "orbax-checkpoint>=0.12.2",
+    "numpy>=2.0",
+    "ml_dtypes>=0.5",
+    "jaxtyping>=0.3",
+    "safetensors>=0.5",
+    "tokenizers>=0.21",
+    "sentencepiece>=0.2",
+    "jinja2>=3.1",
+    "av>=14.0",
+    "pillow>=10.0",
+    "tqdm>=4.66",
+]
+TEST = [
+    "pytest>=8.0",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "chex>=0.1.90",
+    "transformers>=5.0",
+    "torch>=2.4",
+]
+
+setup(
+    name="latentomni_jax",
+    version=VERSION,
+    description="LatentOmni in JAX/Flax: a Qwen2.5-Omni thinker that reasons in text and latents",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["latentomni_jax*", "data_pipeline*", "pallas_kernels*"]),
+    install_requires=CORE,
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "cuda": ["jax[cuda12]>=0.10.2"],
+        "data": ["grain>=0.2.12", "tensorflow-datasets>=4.9"],
+        "test": TEST,
+        "dev": TEST + ["ruff>=0.8", "pyright>=1.1.390", "codespell>=2.3"],
+    },
+    entry_points={"console_scripts": ["latentomni = latentomni_jax.__main__:main"]},
+)

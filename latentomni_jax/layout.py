@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -174,6 +174,83 @@ class Clip:
     audio: np.ndarray | None
     duration: float
     is_image: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextPart:
+    """A stretch of tokens of the prompt, i32[n]."""
+
+    token_ids: np.ndarray
+    role: Role = Role.PROMPT_TEXT
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class VisionPart:
+    """An image, or a video with or without its sound, as the encoders take it.
+
+    Attributes:
+      patches: f32[P, 3*2*14*14] normalised, in the processor's order.
+      grid: patches (time, height, width); their product is P.
+      seconds: f32[time] when each temporal patch begins.
+      mel: f32[M,bins] spectrogram of the video's sound, None without.
+      is_image: placeholder tokens are the image's, not the video's.
+    """
+
+    patches: np.ndarray
+    grid: tuple[int, int, int]
+    seconds: np.ndarray
+    mel: np.ndarray | None = None
+    is_image: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AudioPart:
+    """A recording on its own: f32[M,bins] log-mel frames."""
+
+    mel: np.ndarray
+
+
+Part = TextPart | VisionPart | AudioPart
+
+
+class Batch(NamedTuple):
+    """Token rows of one static shape, B x S, padded on the right.
+
+    Attributes:
+      token_ids: i32[B,S].
+      roles: i8[B,S] of `Role`; PAD beyond a row's length.
+      position_ids: i32[3,B,S] TMRoPE ids.
+      feature_index: i32[B,S] row of the batch's feature table that is the position's input
+        embedding, -1 where it is the token's own.
+      lengths: i32[B].
+      next_position: i32[B] TMRoPE id of the first generated token.
+    """
+
+    token_ids: np.ndarray
+    roles: np.ndarray
+    position_ids: np.ndarray
+    feature_index: np.ndarray
+    lengths: np.ndarray
+    next_position: np.ndarray
+
+
+class VisionGroup(NamedTuple):
+    """Frames encoded by one call; arrays as in `backbone.vision`, `offset` into the table."""
+
+    patches: np.ndarray
+    rows_columns: np.ndarray
+    windows: np.ndarray
+    restore: np.ndarray
+    lengths: np.ndarray
+    offset: int
+
+
+class AudioGroup(NamedTuple):
+    """Chunks encoded by one call; `offset` into the feature table."""
+
+    mel: np.ndarray
+    lengths: np.ndarray
+    offset: int
 
 
 def bucket(size: int, sizes: tuple[int, ...]) -> int:

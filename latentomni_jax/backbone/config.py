@@ -212,6 +212,77 @@ class ThinkerConfig:
         except KeyError as error:
             raise InputError(f"config.json of the thinker misses the field {error}") from None
 
+    def to_hf(self) -> dict[str, Any]:
+        """The thinker-only `config.json` of this model; `from_hf` reads it back equal."""
+        text, vision, audio = self.text, self.vision, self.audio
+        text_config = {
+            "model_type": "qwen2_5_omni_text",
+            "vocab_size": text.vocab_size,
+            "hidden_size": text.hidden_size,
+            "intermediate_size": text.intermediate_size,
+            "num_hidden_layers": text.num_layers,
+            "num_attention_heads": text.num_heads,
+            "num_key_value_heads": text.num_kv_heads,
+            "rms_norm_eps": text.rms_norm_eps,
+            "rope_theta": text.rope_theta,
+            "rope_scaling": {
+                "type": "default",
+                "rope_type": "default",
+                "mrope_section": list(text.mrope_section),
+            },
+            "tie_word_embeddings": text.tie_embeddings,
+            "hidden_act": "silu",
+            "max_position_embeddings": 32_768,
+            "use_sliding_window": False,
+        }
+        if text.head_dim * text.num_heads != text.hidden_size:
+            text_config["head_dim"] = text.head_dim
+        return {
+            "architectures": ["Qwen2_5OmniThinkerForConditionalGeneration"],
+            "model_type": "qwen2_5_omni_thinker",
+            "text_config": text_config,
+            "vision_config": {
+                "model_type": "qwen2_5_omni_vision_encoder",
+                "depth": vision.depth,
+                "hidden_size": vision.hidden_size,
+                "embed_dim": vision.hidden_size,
+                "intermediate_size": vision.intermediate_size,
+                "num_heads": vision.num_heads,
+                "out_hidden_size": vision.out_hidden_size,
+                "patch_size": vision.patch_size,
+                "temporal_patch_size": vision.temporal_patch_size,
+                "spatial_merge_size": vision.merge_size,
+                "window_size": vision.window_size,
+                "fullatt_block_indexes": list(vision.full_attention_layers),
+                "in_channels": vision.in_channels,
+                "hidden_act": "silu",
+            },
+            "audio_config": {
+                "model_type": "qwen2_5_omni_audio_encoder",
+                "encoder_layers": audio.num_layers,
+                "d_model": audio.hidden_size,
+                "encoder_ffn_dim": audio.intermediate_size,
+                "encoder_attention_heads": audio.num_heads,
+                "num_mel_bins": audio.num_mel_bins,
+                "n_window": audio.n_window,
+                "output_dim": audio.out_hidden_size,
+                "activation_function": "gelu",
+            },
+            "tie_word_embeddings": text.tie_embeddings,
+            "audio_token_index": self.audio_token_id,
+            "audio_start_token_id": self.audio_start_id,
+            "audio_end_token_id": self.audio_end_id,
+            "vision_start_token_id": self.vision_start_id,
+            "vision_end_token_id": self.vision_end_id,
+            "image_token_index": self.image_token_id,
+            "video_token_index": self.video_token_id,
+            "position_id_per_seconds": self.positions_per_second,
+            # The reference insists on an int where it is one.
+            "seconds_per_chunk": int(self.seconds_per_chunk)
+            if self.seconds_per_chunk == int(self.seconds_per_chunk)
+            else self.seconds_per_chunk,
+        }
+
 
 def _either(config: dict[str, Any], *names: str) -> Any:
     for name in names:

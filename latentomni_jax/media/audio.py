@@ -49,7 +49,7 @@ def mix_down(frames: Iterable[av.AudioFrame], rate: int) -> tuple[np.ndarray, fl
             # The layout is kept here on purpose: a resampler that mixes down weighs channels
             # by its own rules and, in float, lets the sum exceed 1. Packed, not planar: PyAV 18
             # crashes on the planes of 8 channels.
-            resampler = av.AudioResampler(format="flt", rate=rate)
+            resampler = av.AudioResampler(format="flt", rate=rate, frame_size=rate)
         take(frame)
     take(None)
     samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)

@@ -279,7 +279,7 @@ def load_template(directory: str | os.PathLike) -> Template:
         if isinstance(found, str):
             return Template(found, str(path))
         if found is not None:
-            raise InputError(f"{path}: chat_template should be one string, is {type(found).__name__}")
+            raise InputError(f"{path}: chat_template should be a string: {found!r:.80}")
     return BUILT_IN_TEMPLATE
 
 

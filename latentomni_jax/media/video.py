@@ -172,9 +172,11 @@ def read_clip(
         raise InputError(f"{path}: no {wanted} to read; expected a video, sound or image file")
     if samples is not None:
         duration = max(duration, samples.size / spec.sampling_rate)
-    if audio and index is not None and index.declared - duration > max(1, 0.02 * duration):
-        message = f"{path}: ends at {duration:.1f} s, its header says {index.declared:.1f} s"
-        warnings.warn(f"{message}; what is there is used", stacklevel=2)
+    if audio and index is not None:  # without the sound, its length is not known
+        declared = index.declared - origin
+        if declared - duration > max(1, 0.02 * duration):
+            message = f"{path}: ends at {duration:.1f} s, its header says {declared:.1f} s"
+            warnings.warn(f"{message}; what is there is used", stacklevel=2)
     return Clip(frames=frames, frame_times=frame_times, audio=samples, duration=duration)
 
 
@@ -218,11 +220,11 @@ class _Index(NamedTuple):
     """When the pictures of a video are shown, from the packets and not from the header."""
 
     stream: int
-    ticks: np.ndarray  # i64[n] ascending: a frame's pts, or its number where there are none
+    ticks: np.ndarray  # i64[n] ascending, times of the frames
     seconds: float  # of one tick
     end: float  # seconds, when the last picture ends
-    has_pts: bool
-    declared: float  # seconds that the header claims for the longest stream, 0 where it does not
+    has_pts: bool  # ticks are frames' pts; otherwise the n-th tick is of the n-th decoded frame
+    declared: float  # seconds, when the longest stream ends according to the header
 
 
 def _index_pictures(path: Path) -> _Index | None:
@@ -237,21 +239,22 @@ def _index_pictures(path: Path) -> _Index | None:
             return None
         stream = streams[0]
         packets = [
-            (packet.pts, packet.duration or 0)
+            (packet.pts, packet.dts, packet.duration or 0)
             for packet in _packets(container, stream)
             if packet.size and not packet.is_discard
         ]
         if not packets:
             raise InputError(f"{path}: its video stream is empty; re-encode or replace the file")
+        shown, decoded, lengths = zip(*packets, strict=True)
+        # AVI stores no pts: FFmpeg guesses, and guesses wrong where frames refer to later ones.
+        has_pts = container.format.name != "avi" and None not in shown
+        ticks, seconds = (shown if has_pts else decoded), float(stream.time_base)
         per_second = float(stream.average_rate or stream.guessed_rate or 25)
-        has_pts = all(pts is not None for pts, _ in packets)
-        if has_pts:
-            ticks, seconds = np.array(sorted({pts for pts, _ in packets})), float(stream.time_base)
-            shown = max(packets)[1] * seconds or 1 / per_second
-        else:
-            ticks, seconds, shown = np.arange(len(packets)), 1 / per_second, 1 / per_second
-        end = float(ticks[-1]) * seconds + shown
-        declared = (container.duration or 0) / av.time_base
+        if None in ticks:  # no times at all: count
+            ticks, seconds, lengths = range(len(packets)), 1 / per_second, [1] * len(packets)
+        end = max(ticks) * seconds + (lengths[np.argmax(ticks)] * seconds or 1 / per_second)
+        ticks = np.unique(np.array(ticks, np.int64))
+        declared = ((container.start_time or 0) + (container.duration or 0)) / av.time_base
         return _Index(stream.index, ticks, seconds, end, has_pts, declared)
 
 
@@ -277,7 +280,9 @@ def _read_frames(
             stream.codec_context.skip_frame = "NONREF" if passed else "DEFAULT"
 
         for number, frame in enumerate(_decode(path, container, stream, choose)):
-            tick = frame.pts if index.has_pts else number
+            tick = frame.pts
+            if not index.has_pts:
+                tick = int(index.ticks[min(number, len(index.ticks) - 1)])
             if tick is None or tick < wanted[step]:
                 continue
             # Normally one step; after damage the frame stands for all steps it is late for.

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from latentomni_jax.backbone.config import ThinkerConfig
+from latentomni_jax.layout import InputError
 
 # Layouts: how a checkpoint tensor (PyTorch) becomes a parameter (JAX).
 #   same    unchanged
@@ -139,3 +140,25 @@ def to_checkpoint(layout: str, parameter: np.ndarray, shape: tuple[int, ...]) ->
         assert math.prod(shape) == parameter.size
         return parameter.T.reshape(shape)
     return parameter.T if layout in ("linear", "conv1d") else parameter
+
+
+def thinker_names(full_names: Iterable[str]) -> dict[str, str]:
+    """Name without prefix -> name as in the files, for the thinker's tensors of a checkpoint.
+
+    A full checkpoint holds `thinker.` beside the talker and the vocoder, which are left out; a
+    thinker-only one may go without the prefix.
+
+    Raises:
+      InputError: a full checkpoint with tensors of some other model.
+    """
+    full_names = list(full_names)
+    mine = [name for name in full_names if name.startswith(PREFIX)]
+    others = [name for name in full_names if not name.startswith((PREFIX, *SKIPPED_PREFIXES))]
+    if not mine:
+        return {name: name for name in others}
+    if others:
+        raise InputError(
+            f"{len(others)} extra tensors outside {PREFIX}*, {'*, '.join(SKIPPED_PREFIXES)}*: "
+            + ", ".join(sorted(others)[:5])
+        )
+    return {name.removeprefix(PREFIX): name for name in mine}

@@ -7,9 +7,10 @@ own shards, and no tensor is ever widened. Nothing here imports torch.
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -39,59 +40,90 @@ class CheckpointReader:
     def __init__(self, directory: str | pathlib.Path):
         self.directory = pathlib.Path(directory)
         self.tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-        self._file: dict[str, Any] = {}
-        self._full_name: dict[str, str] = {}
+        self._place: dict[str, tuple[pathlib.Path, int]] = {}
         listed = self._listed_files()
         paths = sorted({self.directory / file for file in listed.values()})
         if not listed:
             paths = sorted(self.directory.glob("*.safetensors"))
         if not paths:
             raise InputError(f"{self.directory}: no *.safetensors file here")
-        full_names = set()
+        found: dict[str, tuple[pathlib.Path, int, dict[str, Any]]] = {}
         for path in paths:
-            try:
-                opened = safetensors.safe_open(path, framework="np")
-            except FileNotFoundError:
-                raise InputError(f"{path}: the index names this shard, but it is absent") from None
-            except (safetensors.SafetensorError, OSError) as error:
-                raise InputError(f"{path}: not a readable safetensors file ({error})") from None
-            for full in opened.keys():  # noqa: SIM118 (not a dict)
-                full_names.add(full)
-                if full.startswith(names.SKIPPED_PREFIXES):
-                    continue
-                name = full.removeprefix(names.PREFIX)
-                if name in self.tensors:
-                    raise InputError(f"{path}: tensor {full} appears twice in {self.directory}")
-                part = opened.get_slice(full)
-                self.tensors[name] = (part.get_dtype(), tuple(part.get_shape()))
-                self._file[name], self._full_name[name] = opened, full
-        if absent := sorted(set(listed) - full_names):
+            data_start, header = _open_header(path)
+            for full, part in header.items():
+                if full in found:
+                    raise InputError(f"{path}: tensor {full} is also in {found[full][0]}")
+                found[full] = (path, data_start, part)
+        if absent := sorted(set(listed) - set(found)):
             raise InputError(f"{self.directory}: in the index but in no file: {_some(absent)}")
-        self.skipped = len(full_names) - len(self.tensors)
+        try:
+            used = names.thinker_names(found)
+        except InputError as error:
+            raise InputError(f"{self.directory}: {error}") from None
+        for name, full in used.items():
+            path, data_start, part = found[full]
+            self.tensors[name] = (part["dtype"], tuple(part["shape"]))
+            self._place[name] = (path, data_start + part["data_offsets"][0])
+        self.skipped = len(found) - len(used)
 
     def _listed_files(self) -> dict[str, str]:
         path = self.directory / _INDEX
         if not path.exists():
             return {}
         try:
-            listed = json.loads(path.read_text())["weight_map"]
+            listed = dict(json.loads(path.read_text())["weight_map"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: not a safetensors index ({error!r})") from None
         # A hostile index must not reach outside its directory.
-        if bad := [file for file in listed.values() if pathlib.PurePath(file).name != file]:
+        if bad := [file for file in listed.values() if not _is_plain_file_name(file)]:
             raise InputError(f"{path}: shard names must be plain file names, got {_some(bad)}")
         return listed
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """The slice of a tensor; reads only that part of the file."""
-        part = self._file[name].get_slice(self._full_name[name])
-        shape = self.tensors[name][1]
-        return part[index or tuple(slice(None) for _ in shape)] if shape else part[...]
+        """A view of one slice of a tensor: its bytes are read when they are copied, no others.
+
+        Mapped anew every time: pages of a mapping stay in the process's memory as long as the
+        mapping lives, and shards held open would add up to the size of the checkpoint.
+        """
+        dtype, shape = self.tensors[name]
+        path, offset = self._place[name]
+        kind = jax.numpy.dtype(DTYPES[dtype])
+        return np.memmap(path, kind, mode="r", offset=offset, shape=shape)[index]
 
 
-def check(
-    config: ThinkerConfig, tensors: dict[str, tuple[str, tuple[int, ...]]]
-) -> dict[str, int]:
+def _open_header(path: pathlib.Path) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Where the data of a shard starts, in bytes, and name -> dtype, shape and data_offsets."""
+    try:
+        with safetensors.safe_open(path, framework="np"):
+            pass  # the library validates header, offsets and file length
+        with open(path, "rb") as file:
+            size = int.from_bytes(_exactly(file, 8), "little")
+            header = json.loads(_exactly(file, size))
+    except FileNotFoundError:
+        raise InputError(f"{path}: the index names this shard, but it is absent") from None
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+    header.pop("__metadata__", None)
+    return 8 + size, header
+
+
+def _exactly(file: BinaryIO, size: int) -> bytes:
+    data = file.read(size)
+    if len(data) != size:
+        raise ValueError(f"the file ends after {len(data)} of {size} bytes")
+    return data
+
+
+def _is_plain_file_name(file: Any) -> bool:
+    return (
+        isinstance(file, str)
+        and pathlib.PurePath(file).name == file
+        and file.endswith(".safetensors")
+        and "\\" not in file
+    )
+
+
+def check(config: ThinkerConfig, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, int]:
     """Compares names, shapes and dtypes with what the config needs; touches no data.
 
     Args:
@@ -101,9 +133,14 @@ def check(
       Coverage: parameters, tensors used.
 
     Raises:
-      InputError: names every missing, extra or misshapen tensor (the first few of each).
+      InputError: names every missing, extra or misshapen tensor, every dtype we do not read and
+        every stack of layers that mixes dtypes (the first few of each).
     """
     expected = _expected(config)
+    kinds = {
+        entry.path: sorted({tensors[name][0] for name in entry.names if name in tensors})
+        for entry in names.entries(config)
+    }
     missing = sorted(set(expected) - set(tensors))
     extra = sorted(set(tensors) - set(expected))
     shapes = [
@@ -121,12 +158,13 @@ def check(
             ("extra", extra),
             ("of the wrong shape", shapes),
             (f"of a dtype other than {'/'.join(DTYPES)}", dtypes),
+            ("of several dtypes", [f"{path} {kind}" for path, kind in kinds.items() if kind[1:]]),
         )
         if found
     ]
     if problems:
         raise InputError("checkpoint does not fit the config: " + "; ".join(problems))
-    return {"parameters": len(list(names.entries(config))), "tensors": len(expected)}
+    return {"parameters": len(kinds), "tensors": len(expected)}
 
 
 def load(
@@ -144,21 +182,21 @@ def load(
       dtype: cast to this; None keeps the checkpoint's (bf16 stays bf16).
 
     Raises:
-      InputError: see `check`; also if the tensors of one stack differ in dtype.
+      InputError: see `CheckpointReader` and `check`.
     """
     reader = CheckpointReader(directory)
-    check(config, reader.tensors)
-    flat_shapes = _flatten(abstract_params(config))
+    try:
+        check(config, reader.tensors)
+    except InputError as error:
+        raise InputError(f"{directory}: {error}") from None
+    flat_shapes = flatten(abstract_params(config))
     flat_shardings = {}
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if not isinstance(shardings, jax.sharding.Sharding):
-        flat_shardings = _flatten(shardings)
+        flat_shardings = flatten(shardings)
     for entry in names.entries(config):
-        kinds = {reader.tensors[name][0] for name in entry.names}
-        if len(kinds) > 1:
-            raise InputError(f"{directory}: {entry.path} mixes dtypes {sorted(kinds)}")
-        stored = jax.numpy.dtype(DTYPES[kinds.pop()])
+        stored = jax.numpy.dtype(DTYPES[reader.tensors[entry.names[0]][0]])
         yield (
             entry.path,
             jax.make_array_from_callback(
@@ -187,7 +225,7 @@ def save(
     """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    flat = _flatten(params)
+    flat = flatten(params)
     shards: list[list[str]] = []
     pending: dict[str, np.ndarray] = {}
     pending_bytes = total = 0
@@ -195,7 +233,9 @@ def save(
     def flush():
         nonlocal pending, pending_bytes
         if pending:
-            save_file(pending, directory / f"shard-{len(shards)}.partial", metadata={"format": "pt"})
+            save_file(
+                pending, directory / f"shard-{len(shards)}.partial", metadata={"format": "pt"}
+            )
             shards.append(list(pending))
             pending, pending_bytes = {}, 0
 
@@ -231,22 +271,29 @@ def _slice_reader(reader, entry, shape, stored, dtype):
         return names.to_parameter(entry.layout, reader.read(name, reversed_index))
 
     def read(index):
-        target = dtype or stored
-        if not entry.is_stacked:
-            return np.ascontiguousarray(one(entry.names[0], index)).astype(target, copy=False)
-        layers = range(*index[0].indices(len(entry.names)))
         sizes = [len(range(*part.indices(n))) for part, n in zip(index, shape, strict=True)]
-        out = np.empty(sizes, target)
-        for place, layer in enumerate(layers):
+        out = _aligned_empty(sizes, dtype or stored)
+        if not entry.is_stacked:
+            out[...] = one(entry.names[0], index)
+            return out
+        for place, layer in enumerate(range(*index[0].indices(len(entry.names)))):
             out[place] = one(entry.names[layer], index[1:])
         return out
 
     return read
 
 
+def _aligned_empty(shape: list[int], dtype: Any) -> np.ndarray:
+    """`np.empty` at a 64-byte boundary: JAX on CPU adopts such a buffer instead of copying it."""
+    size = math.prod(shape) * jax.numpy.dtype(dtype).itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
 def _expected(config: ThinkerConfig) -> dict[str, tuple[int, ...]]:
     """Checkpoint name -> shape, for everything the config needs."""
-    flat = _flatten(abstract_params(config))
+    flat = flatten(abstract_params(config))
     expected = {}
     for entry in names.entries(config):
         shape = names.checkpoint_shape(entry, flat.pop(entry.path).shape, config)
@@ -257,7 +304,7 @@ def _expected(config: ThinkerConfig) -> dict[str, tuple[int, ...]]:
     return expected
 
 
-def _flatten(tree: Any) -> dict[str, Any]:
+def flatten(tree: Any) -> dict[str, Any]:
     """`{"a/b": leaf}` of a nested tree."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

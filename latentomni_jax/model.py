@@ -1,0 +1,357 @@
+"""The Python face: `LatentOmni.from_pretrained(DIR).answer("...", video="clip.mp4")`.
+
+Holds the parameters and the four compiled programs (encode, splice, prefill, decode); everything
+they compute lives in `backbone` and `latent`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from latentomni_jax.backbone.config import ThinkerConfig
+from latentomni_jax.backbone.positions import Clock
+from latentomni_jax.backbone.text import unstack
+from latentomni_jax.backbone.thinker import Thinker
+from latentomni_jax.evaluate.extract import extract_answer
+from latentomni_jax.latent import decode as decoding
+from latentomni_jax.latent.decode import DecodeSpec, DecodeState
+from latentomni_jax.latent.trajectory import collate, lay_out
+from latentomni_jax.layout import (
+    AudioGroup,
+    Batch,
+    InputError,
+    LatentSpec,
+    MediaSpec,
+    Part,
+    Role,
+    VisionGroup,
+)
+from latentomni_jax.media.processor import build_prompt, clip_part
+from latentomni_jax.media.text import Tokenizer, load_tokenizer
+from latentomni_jax.media.video import read_clip
+
+_STREAM_STEP = 16  # generated positions between two looks at the streamed text
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Generation:
+    """What one row produced.
+
+    Attributes:
+      token_ids: i32[n] every generated position; the pad id stands for a latent slot.
+      text: the text tokens, special ones left out.
+      latents: f32[blocks, K, D] states z before OSPE.
+      hidden: f32[n,D] final hidden state of every fed position, if asked for.
+      finished: the row ended by itself and not by the token limit.
+    """
+
+    token_ids: np.ndarray
+    text: str
+    latents: np.ndarray
+    hidden: np.ndarray | None
+    finished: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answer:
+    """A generation with what it took; `to_dict` is what `latentomni answer --json` prints."""
+
+    text: str
+    answer: str | None
+    token_ids: list[int]
+    latent_blocks: int
+    latent_steps: int
+    prompt_tokens: dict[str, int]
+    timings: dict[str, float]
+    device: str
+    generation: Generation
+
+    def to_dict(self) -> dict[str, Any]:
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del fields["generation"]
+        return fields
+
+
+class LatentOmni:
+    """A loaded model that answers questions about media.
+
+    Args:
+      params: stacked parameters, see `backbone.thinker`; the caller's reference may be dropped.
+      config, latent, media: the three specs of a checkpoint.
+      tokenizer: from `media.text.load_tokenizer`; None serves token-id batches only.
+      dtype: of the computation and of the caches; default is the parameters'.
+      scan_layers: default is True on TPU only, see `backbone.text`.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        config: ThinkerConfig,
+        latent: LatentSpec,
+        media: MediaSpec | None = None,
+        tokenizer: Tokenizer | None = None,
+        *,
+        dtype: Any = None,
+        scan_layers: bool | None = None,
+    ):
+        self.config, self.latent, self.tokenizer = config, latent, tokenizer
+        self.media = media or MediaSpec()
+        if max(latent.pad_id, latent.trigger_id, latent.stop_id) >= config.text.vocab_size:
+            raise InputError(
+                f"latent token ids {latent.pad_id}, {latent.trigger_id}, {latent.stop_id} do not "
+                f"fit a vocabulary of {config.text.vocab_size}"
+            )
+        if scan_layers is None:
+            scan_layers = jax.default_backend() == "tpu"
+        self.dtype = jnp.dtype(dtype or params["text"]["embed_tokens"].dtype)
+        self.thinker = Thinker(config, dtype=self.dtype, scan_layers=scan_layers)
+        self.params = dict(params)
+        if not scan_layers:
+            self.params["text"] = unstack(self.params["text"])
+        self._encode_vision = jax.jit(self._encode_vision_into, donate_argnums=1)
+        self._encode_audio = jax.jit(self._encode_audio_into, donate_argnums=1)
+        self._splice = jax.jit(functools.partial(self._apply, method="splice"))
+        # Static specs are hashable; shapes come from the bucket tables.
+        self._prefill = jax.jit(
+            functools.partial(decoding.prefill, self.thinker), static_argnums=0
+        )
+        self._decode = jax.jit(
+            functools.partial(decoding.decode, self.thinker), static_argnums=0, donate_argnums=3
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, directory: str | os.PathLike, *, dtype: Any = None, **kwargs
+    ) -> LatentOmni:
+        """Loads a ported or a Hugging Face directory; bf16 weights stay bf16 unless `dtype`."""
+        from latentomni_jax.weights.checkpoint import load_model
+
+        loaded = load_model(directory, dtype=dtype)
+        tokenizer = load_tokenizer(directory)
+        return cls(
+            loaded.params, loaded.config, loaded.latent, loaded.media, tokenizer, **kwargs
+        )
+
+    # ------------------------------------------------------------------ programs
+
+    def _apply(self, params, *args, method):
+        return self.thinker.apply({"params": params}, *args, method=method)
+
+    def _encode_vision_into(self, params, table, group: VisionGroup):
+        features = self._apply(params, *group[:-1], method="encode_vision")
+        rows = features.reshape(-1, features.shape[-1]).astype(table.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(table, rows, group.offset, axis=0)
+
+    def _encode_audio_into(self, params, table, group: AudioGroup):
+        features = self._apply(params, *group[:-1], method="encode_audio")
+        rows = features.reshape(-1, features.shape[-1]).astype(table.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(table, rows, group.offset, axis=0)
+
+    # ------------------------------------------------------------------ public
+
+    def prompt(
+        self,
+        question: str,
+        *,
+        video: str | os.PathLike | None = None,
+        audio: str | os.PathLike | None = None,
+        image: str | os.PathLike | None = None,
+        system: str | None = None,
+        choices: Sequence[str] = (),
+        clock: Clock = "true",
+    ) -> list[Part]:
+        """Reads the files and builds the prompt's parts; any mix of media, or none, is legal."""
+        if self.tokenizer is None:
+            raise InputError("this model was made without a tokenizer")
+        media: list[Part] = []
+        for path, options in ((image, {}), (video, {}), (audio, {"video": False})):
+            if path is not None:
+                clip = read_clip(path, self.media, **options)
+                media.append(clip_part(clip, self.media, nominal_clock=clock == "nominal"))
+        return build_prompt(self.tokenizer, question, media, system=system, choices=choices)
+
+    def embed(
+        self, batch: Batch, groups: Sequence[VisionGroup | AudioGroup], table_rows: int
+    ) -> jax.Array:
+        """Encodes the media and splices it into the prompts: input embeddings [B,S,D]."""
+        table = jnp.zeros((table_rows, self.config.text.hidden_size), self.dtype)
+        for group in groups:
+            encode = self._encode_audio if isinstance(group, AudioGroup) else self._encode_vision
+            table = encode(self._tower(group), table, group)
+        return self._splice(self._text_params, batch.token_ids, batch.feature_index, table)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[Part]],
+        *,
+        clock: Clock = "true",
+        seeds: Sequence[int] | None = None,
+        on_text: Callable[[int, str], None] | None = None,
+        timings: dict[str, float] | None = None,
+        **options,
+    ) -> list[Generation]:
+        """Decodes a batch of prompts; each row's result is independent of its batch mates.
+
+        Args:
+          prompts: rows of parts, see `prompt`.
+          seeds: one per row (default 0, 1, ...); matter only with a temperature.
+          on_text: called with (row, new text) while rows are being decoded.
+          timings: filled with seconds of encode, prefill and decode.
+          options: fields of `DecodeSpec` (latents, max_blocks, max_new_tokens, temperature, ...).
+        """
+        options.setdefault("eos_ids", self.tokenizer.eos_ids if self.tokenizer else ())
+        spec = DecodeSpec(spec=self.latent, **options)
+        seeds = range(len(prompts)) if seeds is None else seeds
+        if len(seeds) != len(prompts):
+            raise InputError(f"{len(seeds)} seeds for {len(prompts)} prompts")
+        clockwork = _Stopwatch(timings)
+        batch, groups, table_rows = collate(self.config, prompts, clock=clock)
+        embeds = clockwork("encode_s", self.embed(batch, groups, table_rows))
+        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        state = self._prefill(
+            spec,
+            self._text_params,
+            embeds,
+            batch.position_ids,
+            batch.lengths,
+            batch.next_position,
+            keys,
+        )
+        clockwork("prefill_s", state.token)
+        streams = [_TextStream(self.tokenizer) for _ in prompts]
+        step = _STREAM_STEP if on_text else spec.max_positions
+        for limit in range(step, spec.max_positions + step, step):
+            state = self._decode(spec, self._text_params, batch.lengths, state, np.int32(limit))
+            if on_text:
+                tokens = np.asarray(state.tokens)
+                for row, stream in enumerate(streams):
+                    if new := stream.push(self._text_ids(tokens[row])):
+                        on_text(row, new)
+            if bool(jnp.all(state.done)):
+                break
+        clockwork("decode_s", state.tokens)
+        return self._collect(spec, state)
+
+    def answer(
+        self,
+        question: str,
+        *,
+        video: str | os.PathLike | None = None,
+        audio: str | os.PathLike | None = None,
+        image: str | os.PathLike | None = None,
+        choices: Sequence[str] = (),
+        system: str | None = None,
+        clock: Clock = "true",
+        seed: int = 0,
+        on_text: Callable[[str], None] | None = None,
+        **options,
+    ) -> Answer:
+        """Answers one question; options as in `generate`."""
+        timings: dict[str, float] = {}
+        started = time.perf_counter()
+        parts = self.prompt(
+            question,
+            video=video,
+            audio=audio,
+            image=image,
+            system=system,
+            choices=choices,
+            clock=clock,
+        )
+        timings["media_s"] = time.perf_counter() - started
+        generation = self.generate(
+            [parts],
+            clock=clock,
+            seeds=[seed],
+            timings=timings,
+            on_text=None if on_text is None else lambda row, text: on_text(text),
+            **options,
+        )[0]
+        timings["tokens_per_s"] = len(generation.token_ids) / max(timings["decode_s"], 1e-9)
+        return Answer(
+            text=generation.text,
+            answer=extract_answer(generation.text, choices),
+            token_ids=[int(i) for i in generation.token_ids],
+            latent_blocks=int(np.sum(generation.token_ids == self.latent.trigger_id)),
+            latent_steps=int(np.sum(generation.token_ids == self.latent.pad_id)),
+            prompt_tokens=self._prompt_tokens(parts, clock),
+            timings={name: round(value, 4) for name, value in timings.items()},
+            device=f"{jax.devices()[0].device_kind} x{jax.device_count()}",
+            generation=generation,
+        )
+
+    # ------------------------------------------------------------------ details
+
+    @property
+    def _text_params(self):
+        return {"text": self.params["text"]}
+
+    def _tower(self, group):
+        name = "audio" if isinstance(group, AudioGroup) else "vision"
+        return {name: self.params[name]}
+
+    def _prompt_tokens(self, parts, clock) -> dict[str, int]:
+        row = lay_out(self.config, parts, clock)
+        return {
+            "text": row.count(Role.PROMPT_TEXT),
+            "video": row.count(Role.PROMPT_VIDEO),
+            "audio": row.count(Role.PROMPT_AUDIO),
+        }
+
+    def _text_ids(self, tokens: np.ndarray) -> list[int]:
+        return [int(i) for i in tokens if i >= 0 and i != self.latent.pad_id]
+
+    def _collect(self, spec: DecodeSpec, state: DecodeState) -> list[Generation]:
+        tokens, latents = np.asarray(state.tokens), np.asarray(state.latents)
+        hidden = np.asarray(state.hidden)
+        out = []
+        for row, ids in enumerate(tokens):
+            ids = ids[ids >= 0]
+            blocks = int(np.sum(ids == self.latent.trigger_id))
+            per_block = latents[row].reshape(-1, max(self.latent.num_latents, 1), latents.shape[-1])
+            out.append(
+                Generation(
+                    token_ids=ids,
+                    text=self.tokenizer.decode(self._text_ids(ids)) if self.tokenizer else "",
+                    latents=per_block[:blocks],
+                    hidden=hidden[row, : len(ids) - 1] if spec.keep_hidden else None,
+                    finished=bool(len(ids)) and int(ids[-1]) in spec.eos_ids,
+                )
+            )
+        return out
+
+
+class _Stopwatch:
+    """Seconds between calls, waiting for the given arrays."""
+
+    def __init__(self, timings: dict[str, float] | None):
+        self.timings, self.last = timings, time.perf_counter()
+
+    def __call__(self, name: str, value: Any) -> Any:
+        if self.timings is not None:
+            jax.block_until_ready(value)
+            now = time.perf_counter()
+            self.timings[name], self.last = now - self.last, now
+        return value
+
+
+class _TextStream:
+    """Text as it grows; holds back a character whose bytes are not all there yet."""
+
+    def __init__(self, tokenizer: Tokenizer | None):
+        self.tokenizer, self.shown = tokenizer, ""
+
+    def push(self, ids: list[int]) -> str:
+        text = self.tokenizer.decode(ids).rstrip("�") if self.tokenizer else ""
+        new = text[len(self.shown) :] if text.startswith(self.shown) else ""
+        self.shown += new
+        return new

@@ -1,0 +1,293 @@
+"""The decode loop: equal to full forward passes, to rows alone, and to the reference."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from latentomni_jax.latent.decode import DecodeSpec, latent_input, sample, slot_positions
+from latentomni_jax.latent.ospe import ospe
+from latentomni_jax.latent.trajectory import collate
+from latentomni_jax.layout import InputError, LatentSpec
+from latentomni_jax.model import LatentOmni
+from tests.prompts import PromptMaker, reference_inputs
+from tests.reference import make_ported, make_reference
+
+SPEC = LatentSpec(num_visual=4, num_audio=2, pad_id=509, trigger_id=510, stop_id=511)
+
+
+def make_model(spec=SPEC, *, eager_trigger=False, **kwargs):
+    """The ported random model; `eager_trigger` makes it open blocks of its own accord."""
+    config, params = make_ported()
+    if eager_trigger:
+        kernel = params["text"]["lm_head"]["kernel"]
+        kernel = kernel.at[:, spec.trigger_id].multiply(4.0)
+        params = params | {"text": params["text"] | {"lm_head": {"kernel": kernel}}}
+    return LatentOmni(params, config, spec, **kwargs)
+
+
+def make_prompts(seed=3):
+    """Eight rows: text, pictures, sound and video with sound, of 6 to 560 tokens."""
+    make = PromptMaker(seed)
+    return [
+        [make.text(11)],
+        [make.text(3), make.vision((2, 8, 8), frames=180), make.text(9)],
+        [make.text(200)],
+        [make.text(7), make.audio(310), make.text(6)],
+        [make.text(6)],
+        [make.text(4), make.vision((1, 12, 14), is_image=True), make.text(40)],
+        [make.text(500)],
+        [make.text(30), make.vision((5, 10, 8)), make.vision((2, 8, 6)), make.text(60)],
+    ]
+
+
+def full_forward(model, prompt, generation):
+    """Final hidden states of one causal pass over prompt and generated positions [S+n,D]."""
+    batch, groups, table = collate(model.config, [prompt], clock="nominal")
+    length = int(batch.lengths[0])
+    embeds = model.embed(batch, groups, table)[:, :length]
+    spec, ids = model.latent, generation.token_ids
+    rows = [np.asarray(model.thinker.apply({"params": model._text_params}, ids, method="embed"))]
+    rows = rows[0].copy()
+    positions, slot, block = [], 0, -1
+    position = int(batch.next_position[0])
+    offsets, extent = slot_positions(spec)
+    seconds = spec.slot_seconds()
+    for place, token in enumerate(ids):
+        if token == spec.pad_id:
+            z = generation.latents[block, slot]
+            rows[place] = latent_input(spec, jnp.asarray(z), jnp.float32(seconds[slot]))
+            positions.append(position + offsets[slot])
+            slot += 1
+            continue
+        if slot:
+            position, slot = position + extent, 0
+        positions.append(position)
+        position += 1
+        block += int(token == spec.trigger_id)
+    x = jnp.concatenate([embeds, jnp.asarray(rows)[None]], axis=1)
+    ids3 = np.concatenate(
+        [batch.position_ids[:, :, :length], np.broadcast_to(positions, (3, 1, len(ids)))], axis=2
+    )
+    hidden, _ = model.thinker.apply(
+        {"params": model._text_params}, x, jnp.asarray(ids3), method="decode"
+    )
+    return np.asarray(hidden[0]), length
+
+
+@pytest.mark.parametrize(
+    ("latents", "blocks"), [("off", 0), ("force", 1), ("auto", 3)], ids=["0", "1", "3"]
+)
+@pytest.mark.parametrize("apply", ["feature", "position"])
+def test_decode_equals_full_forward(latents, blocks, apply):
+    spec = dataclasses.replace(SPEC, ospe_apply=apply)
+    model = make_model(spec, eager_trigger=latents == "auto")
+    prompt = make_prompts()[7] + [PromptMaker(1).text(400)]
+    generation = model.generate(
+        [prompt],
+        clock="nominal",
+        latents=latents,
+        max_blocks=max(blocks, 1),
+        max_new_tokens=40,
+        keep_hidden=True,
+    )[0]
+    ids = generation.token_ids
+    assert np.sum(ids == spec.trigger_id) == blocks == len(generation.latents)
+    assert np.sum(ids == spec.pad_id) == blocks * spec.num_latents
+    assert np.sum(ids == spec.stop_id) == blocks
+    hidden, length = full_forward(model, prompt, generation)
+    assert length > 500
+    np.testing.assert_allclose(generation.hidden, hidden[length:-1], atol=2e-4, rtol=0)
+    logits = [
+        np.asarray(model.thinker.apply({"params": model._text_params}, h, method="logits"))
+        for h in (generation.hidden, hidden[length:-1])
+    ]
+    np.testing.assert_allclose(*logits, atol=2e-4, rtol=0)
+    # The latents are those very states: z_1 = h(u), z_(k+1) = h(slot k).
+    states = np.concatenate([hidden[length - 1 : length], generation.hidden])
+    np.testing.assert_allclose(
+        generation.latents.reshape(-1, 64), states[ids_before_slots(ids, spec)], atol=2e-4
+    )
+
+
+def ids_before_slots(ids, spec):
+    """Index into the states [before first, after each position] that became each latent."""
+    return np.flatnonzero(ids == spec.pad_id)
+
+
+@pytest.mark.parametrize("latents", ["auto", "off"])
+def test_rows_do_not_depend_on_their_batch(latents):
+    model = make_model(eager_trigger=True)
+    prompts = make_prompts()
+    options = {"latents": latents, "max_new_tokens": 24, "max_blocks": 2, "clock": "nominal"}
+    together = model.generate(prompts, **options)
+    for row, prompt in enumerate(prompts):
+        alone = model.generate([prompt], **options)[0]
+        np.testing.assert_array_equal(together[row].token_ids, alone.token_ids)
+        np.testing.assert_allclose(together[row].latents, alone.latents, atol=1e-5, rtol=1e-5)
+    if latents == "auto":  # the rows really were in different phases
+        assert len({tuple(g.token_ids == SPEC.pad_id) for g in together}) > 1
+
+
+def test_sampled_rows_do_not_depend_on_their_batch():
+    model = make_model()
+    prompts = make_prompts()[:3]
+    options = {"temperature": 1.3, "top_p": 0.9, "top_k": 50, "max_new_tokens": 16}
+    together = model.generate(prompts, seeds=[5, 6, 7], **options)
+    alone = model.generate(prompts[2:], seeds=[7], **options)[0]
+    np.testing.assert_array_equal(together[2].token_ids, alone.token_ids)
+    again = model.generate(prompts[2:], seeds=[8], **options)[0]
+    assert list(again.token_ids) != list(alone.token_ids)
+
+
+def test_a_finished_row_changes_nothing_in_others():
+    model = make_model()
+    prompts = make_prompts()[:3]
+    free = model.generate(prompts, latents="off", max_new_tokens=20)
+    eos = int(free[0].token_ids[2])  # row 0 now ends after its third token
+    ended = model.generate(prompts, latents="off", max_new_tokens=20, eos_ids=(eos,))
+    assert len(ended[0].token_ids) == 3 and ended[0].finished
+    for row in (1, 2):
+        stop = np.flatnonzero(free[row].token_ids == eos)
+        length = stop[0] + 1 if len(stop) else 20
+        np.testing.assert_array_equal(ended[row].token_ids, free[row].token_ids[:length])
+
+
+@pytest.mark.parametrize("row", [2, 7], ids=["text", "video"])
+def test_greedy_text_equals_reference_generate(row):
+    model = make_model()
+    prompt = make_prompts()[row]
+    ours = model.generate([prompt], latents="off", max_new_tokens=128, clock="nominal")[0]
+    batch, _, _ = collate(model.config, [prompt], clock="nominal")
+    length = int(batch.lengths[0])
+    short = batch._replace(token_ids=batch.token_ids[:, :length])
+    inputs = reference_inputs(short, [prompt], audio_in_video=False)
+    theirs = make_reference().generate(
+        **inputs,
+        max_new_tokens=128,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        suppress_tokens=[SPEC.pad_id, SPEC.trigger_id, SPEC.stop_id],
+    )
+    np.testing.assert_array_equal(ours.token_ids, theirs[0, length:].numpy())
+    assert len(ours.token_ids) == 128
+
+
+def test_one_program_per_length_bucket():
+    model = make_model()
+    make = PromptMaker(0)
+    for batch_number in range(8):  # 64 prompts, 8 at a time, from the buckets 128, 256, 512
+        longest = (20, 130, 300)[batch_number % 3]
+        prompts = [[make.text(longest + 3 * i)] for i in range(8)]
+        model.generate(prompts, latents="force", max_new_tokens=4)
+    assert model._prefill._cache_size() == 3
+    assert model._decode._cache_size() == 3
+
+
+def test_streaming_reuses_the_program_and_changes_nothing():
+    model = make_model()
+    prompts = make_prompts()[:2]
+    plain = model.generate(prompts, latents="force", max_new_tokens=40)
+    model.generate(prompts, latents="force", max_new_tokens=40, on_text=lambda row, text: None)
+    streamed = model.generate(
+        prompts, latents="force", max_new_tokens=40, on_text=lambda row, text: None
+    )
+    for a, b in zip(plain, streamed, strict=True):
+        np.testing.assert_array_equal(a.token_ids, b.token_ids)
+    assert model._decode._cache_size() == 1
+
+
+@pytest.mark.parametrize(("visual", "audio"), [(0, 3), (3, 0), (0, 0)])
+def test_blocks_without_a_modality_or_without_slots(visual, audio):
+    spec = dataclasses.replace(SPEC, num_visual=visual, num_audio=audio)
+    ids = make_model(spec).generate(
+        [make_prompts()[0]], latents="force", max_blocks=1, max_new_tokens=5
+    )[0].token_ids
+    expected = [spec.trigger_id] + [spec.pad_id] * (visual + audio) + [spec.stop_id]
+    assert list(ids[: len(expected)]) == expected
+    assert len(ids) == 5 + visual + audio + 1
+
+
+def test_blocks_are_capped_and_pad_and_stop_are_never_sampled():
+    model = make_model(eager_trigger=True)
+    for cap in (0, 1, 2):
+        ids = model.generate([make_prompts()[0]], max_blocks=cap, max_new_tokens=30)[0].token_ids
+        assert np.sum(ids == SPEC.trigger_id) == cap
+        assert np.sum(ids == SPEC.stop_id) == cap
+        assert np.sum(ids == SPEC.pad_id) == cap * SPEC.num_latents
+
+
+def test_ospe_formula_and_norm():
+    h = np.random.default_rng(0).normal(size=(5, 32))
+    t = np.array([0.0, 0.078125, 2.5, 4.92, 5.0])
+    theta = 1e6 ** (-np.arange(0, 32, 2) / 32)
+    turned = (h[:, 0::2] + 1j * h[:, 1::2]) * np.exp(1j * t[:, None] * theta)
+    expected = np.stack([turned.real, turned.imag], axis=-1).reshape(h.shape)
+    ours = ospe(jnp.float32(h), jnp.float32(t), 1e6)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+    np.testing.assert_allclose(
+        np.linalg.norm(ours, axis=-1), np.linalg.norm(h, axis=-1), rtol=1e-5
+    )
+    np.testing.assert_allclose(ours[0], h[0], atol=1e-6)  # time zero turns nothing
+
+
+def test_slots_share_one_clock():
+    spec = LatentSpec()
+    seconds = spec.slot_seconds()
+    visual, audio = seconds[:32], seconds[32:]
+    # Visual slots 4j..4j+3 lie in the window of audio slot j and average to its time.
+    np.testing.assert_allclose(visual.reshape(8, 4).mean(axis=1), audio, rtol=1e-6)
+    offsets, extent = slot_positions(dataclasses.replace(spec, ospe_apply="position"))
+    assert offsets[0] == offsets[32] - 5 + 0 or offsets[0] == 1
+    assert extent == offsets.max() + 1 <= 125
+    assert slot_positions(spec) == (pytest.approx(np.arange(40)), 40)
+
+
+def test_sampling_filters():
+    logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
+    draw = lambda **kw: {  # noqa: E731
+        int(sample(DecodeSpec(spec=SPEC, temperature=1.0, **kw), logits, jax.random.split(key, 1)))
+        for key in jax.random.split(jax.random.key(0), 200)
+    }
+    assert draw() == {0, 1, 2, 3}
+    assert draw(top_k=2) == {0, 1}
+    assert draw(top_p=0.6) == {0, 1}
+    assert draw(top_p=0.5) == {0}
+    assert draw(top_k=1) == {0}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"latents": "maybe"},
+        {"latents": "force", "max_blocks": 0},
+        {"max_new_tokens": 0},
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+    ],
+)
+def test_bad_options_are_named(bad):
+    with pytest.raises(InputError):
+        DecodeSpec(spec=SPEC, **bad)
+
+
+def test_latent_ids_beyond_the_vocabulary_are_refused():
+    with pytest.raises(InputError, match="do not fit a vocabulary of 512"):
+        make_model(LatentSpec())
+
+
+def test_torch_is_not_needed_by_the_package():
+    """The parity tests import torch; the package itself must not."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, latentomni_jax.model, latentomni_jax.weights.safetensors;"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert torch.__version__

@@ -33,6 +33,7 @@ TEST = [
     "chex>=0.1.90",
     "transformers>=5.0",
     "torch>=2.4",
+    'libtpu>=0.0.40; platform_system == "Linux"',  # compiles for TPU, without one
 ]
 
 setup(

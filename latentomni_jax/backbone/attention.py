@@ -7,6 +7,8 @@ dim; N is a multiple of K (grouped-query attention) and kv heads are never repea
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Literal
 
 import jax
@@ -207,13 +209,36 @@ def _xla(q_btnh, k_bskh, v_bskh, causal, lengths):
 
 
 def _splash(q_btnh, k_bskh, v_bskh, causal, lengths):
-    """The TPU flash kernel of JAX; lengths become segment ids (padding is its own segment)."""
+    """The TPU flash kernel of JAX; lengths become segment ids (padding is its own segment).
+
+    Under a mesh every device runs the kernel on its own rows and heads: a Pallas call is opaque to
+    the partitioner, which would otherwise gather everything everywhere.
+    """
+    h = q_btnh.shape[-1]
+    args = [x.swapaxes(1, 2) for x in (q_btnh * h**-0.5, k_bskh, v_bskh)]
+    if lengths is not None:
+        args.append((jnp.arange(q_btnh.shape[1]) < lengths[:, None]).astype(jnp.int32))
+    mesh = jax.sharding.get_abstract_mesh()
+    run = functools.partial(_splash_shard, causal=causal)
+    if mesh.size > 1:
+        rows = tuple(axis for axis in ("data", "fsdp") if axis in mesh.shape)
+        if q_btnh.shape[0] % math.prod(mesh.shape[axis] for axis in rows):
+            rows = ()
+        heads = "tensor" if k_bskh.shape[2] % mesh.shape.get("tensor", 1) == 0 else None
+        spec = jax.P(rows or None, heads)
+        in_specs = (spec, spec, spec, jax.P(rows or None))[: len(args)]
+        run = jax.shard_map(run, in_specs=in_specs, out_specs=spec, check_vma=False)
+    return run(*args).swapaxes(1, 2).astype(q_btnh.dtype)
+
+
+def _splash_shard(q_bnth, k_bkth, v_bkth, ids_bt=None, *, causal):
+    """The kernel on one device's rows and heads."""
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel,
         splash_attention_mask,
     )
 
-    _, t, n, h = q_btnh.shape
+    n, t = q_bnth.shape[1:3]
     mask_class = splash_attention_mask.CausalMask if causal else splash_attention_mask.FullMask
     mask = splash_attention_mask.MultiHeadMask([mask_class((t, t)) for _ in range(n)])
     size = next(c for c in (512, 256, 128) if t % c == 0)
@@ -230,12 +255,7 @@ def _splash(q_btnh, k_bskh, v_bskh, causal, lengths):
     kernel = splash_attention_kernel.make_splash_mha(
         mask, head_shards=1, q_seq_shards=1, block_sizes=blocks
     )
-    q_bnth, k_bkth, v_bkth = (x.swapaxes(1, 2) for x in (q_btnh * h**-0.5, k_bskh, v_bskh))
-    if lengths is None:
-        out = jax.vmap(kernel)(q_bnth, k_bkth, v_bkth)
-    else:
-        ids = (jnp.arange(t) < lengths[:, None]).astype(jnp.int32)
-        out = jax.vmap(kernel)(
-            q_bnth, k_bkth, v_bkth, splash_attention_kernel.SegmentIds(q=ids, kv=ids)
-        )
-    return out.swapaxes(1, 2).astype(q_btnh.dtype)
+    if ids_bt is None:
+        return jax.vmap(kernel)(q_bnth, k_bkth, v_bkth)
+    segments = splash_attention_kernel.SegmentIds(q=ids_bt, kv=ids_bt)
+    return jax.vmap(kernel)(q_bnth, k_bkth, v_bkth, segments)

@@ -9,12 +9,12 @@ from latentomni_jax.weights import checkpoint
 EPILOG = """\
 examples:
   latentomni export --from models/latentomni-3b --to hf/latentomni-3b
-    names as published ("thinker.model..."); load it with
-    Qwen2_5OmniForConditionalGeneration or Qwen2_5OmniThinkerForConditionalGeneration
+    names as published ("thinker.model...")
 
   latentomni export --from models/latentomni-3b --to hf/thinker-3b --thinker-only
     names as the thinker class saves itself ("model...")
 
+Both load with transformers' Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained.
 Weights keep their dtype, bit for bit. latent_spec.json says which tokens open a latent block.
 """
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.layout import InputError
-from latentomni_jax.weights import checkpoint, names, safetensors
+from latentomni_jax.weights import checkpoint, names, safetensors, specs
 
 EPILOG = """\
 examples:
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("port needs --from HF_DIR and --to DIR (or --check with --config)")
     spec = None
     if args.latent_spec:
-        spec = checkpoint.read_latent_spec(args.latent_spec)
+        spec = specs.read_latent_spec(args.latent_spec)
     start = time.monotonic()
     done = checkpoint.port(
         args.source, args.target, latent_spec=spec, overwrite=args.overwrite, progress=True
@@ -88,7 +88,7 @@ def check_listing(tensors: str | pathlib.Path, config: str | pathlib.Path) -> st
     listed = _read_listing(pathlib.Path(tensors))
     path = pathlib.Path(config)
     try:
-        dimensions = ThinkerConfig.from_hf(checkpoint.read_json(path))
+        dimensions = ThinkerConfig.from_hf(specs.read_json(path))
         used = names.thinker_names(listed)
         done = safetensors.check(dimensions, {name: listed[full] for name, full in used.items()})
     except InputError as error:
@@ -98,7 +98,7 @@ def check_listing(tensors: str | pathlib.Path, config: str | pathlib.Path) -> st
 
 def _read_listing(path: pathlib.Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     listed = {}
-    for name, entry in checkpoint.read_json(path).items():
+    for name, entry in specs.read_json(path).items():
         try:
             listed[name] = (str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))
         except (KeyError, TypeError, ValueError):

@@ -9,16 +9,13 @@ A directory is written under the name `DIR.partial` and renamed when complete.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
-import importlib.metadata
-import json
 import math
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -26,17 +23,12 @@ import tqdm
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-import latentomni_jax
 from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.backbone.thinker import abstract_params
 from latentomni_jax.layout import InputError, LatentSpec, MediaSpec
-from latentomni_jax.weights import names, safetensors
+from latentomni_jax.weights import names, safetensors, specs
+from latentomni_jax.weights.specs import read_specs
 
-FORMAT = 1
-MANIFEST = "latentomni.json"
-PARAMS = "params"
-LATENT_SPEC = "latent_spec.json"
-PREPROCESSOR = "preprocessor_config.json"
 # The text files that travel with a model; nothing else of a source directory is copied.
 TEXT_FILES = (
     "added_tokens.json",
@@ -44,7 +36,7 @@ TEXT_FILES = (
     "chat_template.json",
     "generation_config.json",
     "merges.txt",
-    PREPROCESSOR,
+    specs.PREPROCESSOR,
     "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer.model",
@@ -54,10 +46,9 @@ TEXT_FILES = (
 _MAX_TEXT_BYTES = 64 << 20
 _GROUP_BYTES = 256 << 20  # small parameters are written together
 # A process reads whole chunks: small enough that a shard of a parameter costs little more than
-# itself, large enough that 7B is a thousand of them.
-_CHUNK_BYTES = 16 << 20
-_SHARD_BYTES = 2 << 30  # of an exported safetensors file
-_READ_BYTES = 1 << 30  # in flight on load, on top of the largest parameter
+# itself. Buffers of more than 32 MiB go back to the system when freed (glibc), smaller ones stay.
+_CHUNK_BYTES = 64 << 20
+_SHARD_BYTES = 1 << 30  # of an exported safetensors file
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,14 +87,14 @@ def port(
     Raises:
       InputError: unusable source, specs that do not fit it, or a target that is in the way.
     """
-    source, target = _path(source), _path(target)
+    source, target = specs.local_path(source), specs.local_path(target)
     if jax.process_count() > 1:
         raise InputError("port runs in one process; on a pod, load_model reads HF directories")
     if source.resolve() == target.resolve():
         raise InputError(f"{target}: is the source itself; port to another directory")
-    config, latent, media = _read_hf_specs(source)
+    config, latent, media = specs.read_hf_specs(source)
     latent = latent_spec or latent
-    _check_specs(config, latent, media, source)
+    specs.check_specs(config, latent, media, source)
     reader = safetensors.CheckpointReader(source)
     counts = safetensors.check(config, reader.tensors) | {"skipped": reader.skipped}
     dtypes = {
@@ -130,9 +121,9 @@ def port(
                 bar.update(sizes[path])
 
     with _complete(target, overwrite) as partial:
-        _write_params(leaves(), partial / PARAMS)
+        _write_params(leaves(), partial / specs.PARAMS)
         _copy_text_files(source, partial, ("config.json", *TEXT_FILES))
-        _write_manifest(partial, config, latent, media, dtypes.values())
+        specs.write_manifest(partial, config, latent, media, dtypes.values())
     return counts | {"bytes": sum(sizes.values())}
 
 
@@ -157,20 +148,20 @@ def save_model(
     Raises:
       InputError: parameters or specs do not fit the config, or a target that is in the way.
     """
-    target = _path(target)
+    target = specs.local_path(target)
     flat = safetensors.flatten(params)
-    _check_specs(config, latent_spec, media_spec, target)
+    specs.check_specs(config, latent_spec, media_spec, target)
     _check_shapes(config, {path: tuple(leaf.shape) for path, leaf in flat.items()}, "params")
-    if tokenizer_dir is not None and not _path(tokenizer_dir).is_dir():
+    if tokenizer_dir is not None and not specs.local_path(tokenizer_dir).is_dir():
         raise InputError(f"{tokenizer_dir}: no such directory to copy the tokenizer from")
     with _complete(target, overwrite) as partial:
-        _write_params(flat.items(), partial / PARAMS)
+        _write_params(flat.items(), partial / specs.PARAMS)
         if jax.process_index() == 0:
-            _write_json(partial / "config.json", config.to_hf())
+            specs.write_json(partial / "config.json", config.to_hf())
             if tokenizer_dir is not None:
-                _copy_text_files(_path(tokenizer_dir), partial, TEXT_FILES)
+                _copy_text_files(specs.local_path(tokenizer_dir), partial, TEXT_FILES)
             dtypes = [str(leaf.dtype) for leaf in flat.values()]
-            _write_manifest(partial, config, latent_spec, media_spec, dtypes)
+            specs.write_manifest(partial, config, latent_spec, media_spec, dtypes)
 
 
 def export(
@@ -191,7 +182,7 @@ def export(
     Raises:
       InputError: see `load_model`; a target that is in the way.
     """
-    source, target = _path(source), _path(target)
+    source, target = specs.local_path(source), specs.local_path(target)
     if source.resolve() == target.resolve():
         raise InputError(f"{target}: is the source itself; export to another directory")
     with _complete(target, overwrite) as partial:
@@ -209,12 +200,12 @@ def export(
                 "thinker_config": config,
             }
         _copy_text_files(source, partial, TEXT_FILES)
-        _write_json(partial / "config.json", config)
-        _write_json(partial / LATENT_SPEC, dataclasses.asdict(model.latent))
-        path = partial / PREPROCESSOR
-        known = read_json(path) if path.exists() else {}
+        specs.write_json(partial / "config.json", config)
+        specs.write_json(partial / specs.LATENT_SPEC, dataclasses.asdict(model.latent))
+        path = partial / specs.PREPROCESSOR
+        known = specs.read_json(path) if path.exists() else {}
         if not known or MediaSpec.from_hf(known) != model.media:
-            _write_json(path, known | _preprocessor_fields(model.media))
+            specs.write_json(path, known | specs.preprocessor_fields(model.media))
     return written
 
 
@@ -232,58 +223,20 @@ def load_model(directory: str | pathlib.Path, *, shardings: Any = None, dtype: A
     Raises:
       InputError: no such directory, neither kind, or contents that contradict each other.
     """
-    directory = _path(directory)
-    if (directory / MANIFEST).is_file():
+    directory = specs.local_path(directory)
+    if (directory / specs.MANIFEST).is_file():
         return _load_ported(directory, shardings, dtype)
     if (directory / "config.json").is_file() and any(directory.glob("*.safetensors*")):
-        config, latent, media = _read_hf_specs(directory)
-        _check_specs(config, latent, media, directory)
+        config, latent, media = specs.read_hf_specs(directory)
+        specs.check_specs(config, latent, media, directory)
         leaves = dict(safetensors.load(directory, config, shardings, dtype=dtype))
         return Model(safetensors.unflatten(leaves), config, latent, media, directory)
-    problem = "is no model directory" if directory.is_dir() else "there is no such directory"
-    hint = ""
-    if _partial(directory).exists():
-        hint = f"; an interrupted run left {_partial(directory).name}, port again"
-    raise InputError(
-        f"{directory}: {problem}; expected {MANIFEST} and {PARAMS}/ (ported) or config.json and "
-        f"*.safetensors (Hugging Face){hint}"
-    )
-
-
-def read_specs(directory: str | pathlib.Path) -> tuple[ThinkerConfig, LatentSpec, MediaSpec]:
-    """What `load_model` would return besides the parameters, without touching those.
-
-    Raises:
-      InputError: as `load_model`.
-    """
-    directory = _path(directory)
-    path = directory / MANIFEST
-    if path.is_file():
-        manifest = read_json(path)
-        if manifest.get("format") != FORMAT:
-            raise InputError(
-                f"{path}: format {manifest.get('format')!r}, this version reads {FORMAT}; "
-                "port the checkpoint again, or update latentomni_jax"
-            )
-        specs = (
-            _from_json(ThinkerConfig, manifest.get("thinker"), f"{path}: thinker"),
-            _from_json(LatentSpec, manifest.get("latent"), f"{path}: latent"),
-            _from_json(MediaSpec, manifest.get("media"), f"{path}: media"),
-        )
-    else:
-        specs = _read_hf_specs(directory)
-    _check_specs(*specs, directory)
-    return specs
-
-
-def read_latent_spec(path: str | pathlib.Path) -> LatentSpec:
-    """From a JSON file; absent fields take their defaults, unknown ones are an `InputError`."""
-    return _from_json(LatentSpec, read_json(_path(path)), path)
+    raise specs.no_model(directory)
 
 
 def _load_ported(directory: pathlib.Path, shardings: Any, dtype: Any) -> Model:
     config, latent, media = read_specs(directory)
-    path = directory / PARAMS
+    path = directory / specs.PARAMS
     try:
         stored = safetensors.flatten(ocp.metadata(path).metadata)
     except Exception as error:  # whatever Orbax meets in a damaged directory
@@ -300,18 +253,43 @@ def _load_ported(directory: pathlib.Path, shardings: Any, dtype: Any) -> Model:
         name: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=flat_shardings[name])
         for name, leaf in stored.items()
     }
-    # Orbax reads everything at once unless told otherwise; one parameter must always fit.
-    largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in stored.values())
+    # Orbax holds what it reads twice on a CPU: the largest first, while there is room, and in
+    # groups, not all at once.
     context = ocp.Context()
-    context.memory.read_concurrent_bytes = largest + _READ_BYTES
+    context.pytree.loading.partial_load = True
+    by_size = sorted(stored, key=lambda name: -_num_bytes(stored[name]))
+    params: dict[str, Any] = {}
     try:
         with context:
-            params = ocp.load(path, safetensors.unflatten(abstract))
+            for group in _groups(by_size, lambda name: _num_bytes(stored[name])):
+                part = safetensors.unflatten({name: abstract[name] for name in group})
+                # Transfers run on in the background and would keep the host's copies alive.
+                params |= safetensors.flatten(jax.block_until_ready(ocp.load(path, part)))
     except jax.errors.JaxRuntimeError:  # out of device memory: not the file's fault
         raise
     except Exception as error:
         raise InputError(f"{path}: cannot be read ({_first_line(error)})") from error
+    params = safetensors.unflatten({name: params[name] for name in stored})
     return Model(params, config, latent, media, directory)
+
+
+def _groups(items: Iterable[Any], num_bytes: Callable[[Any], int]) -> Iterator[list[Any]]:
+    """Consecutive items in lists of some 256 MiB, so that small ones share a file operation."""
+    group: list[Any] = []
+    total = 0
+    for item in items:
+        group.append(item)
+        total += num_bytes(item)
+        del item  # a lazy source may need its memory for the next one
+        if total >= _GROUP_BYTES:
+            yield group
+            group, total = [], 0
+    if group:
+        yield group
+
+
+def _num_bytes(leaf: Any) -> int:
+    return math.prod(leaf.shape) * leaf.dtype.itemsize
 
 
 def _write_params(leaves: Iterable[tuple[str, jax.Array]], path: pathlib.Path) -> None:
@@ -323,96 +301,10 @@ def _write_params(leaves: Iterable[tuple[str, jax.Array]], path: pathlib.Path) -
     saving.storage_options.chunk_byte_size = _CHUNK_BYTES
     saving.enable_write_sharding_file = False  # readers say how they want it sharded
     with context:
-        group: dict[str, jax.Array] = {}
-        size = 0
-        for name, leaf in leaves:
-            group[name] = leaf
-            size += leaf.nbytes
-            del leaf  # or it would live on while the next one is assembled
-            if size >= _GROUP_BYTES:
-                ocp.partial.save(path, safetensors.unflatten(group))
-                group, size = {}, 0
-        if group:
-            ocp.partial.save(path, safetensors.unflatten(group))
+        for group in _groups(leaves, lambda item: item[1].nbytes):
+            ocp.partial.save(path, safetensors.unflatten(dict(group)))
+            del group
         ocp.partial.finalize(path)
-
-
-def _write_manifest(
-    directory: pathlib.Path,
-    config: ThinkerConfig,
-    latent: LatentSpec,
-    media: MediaSpec,
-    dtypes: Iterable[str],
-) -> None:
-    manifest = {
-        "format": FORMAT,
-        "thinker": dataclasses.asdict(config),
-        "latent": dataclasses.asdict(latent),
-        "media": dataclasses.asdict(media),
-        "parameter_dtypes": dict(collections.Counter(dtypes)),  # how many parameters of each
-        "versions": {"latentomni_jax": latentomni_jax.__version__}
-        | {name: importlib.metadata.version(name) for name in ("jax", "flax", "orbax-checkpoint")},
-    }
-    _write_json(directory / MANIFEST, manifest)
-
-
-def _read_hf_specs(directory: pathlib.Path) -> tuple[ThinkerConfig, LatentSpec, MediaSpec]:
-    path = directory / "config.json"
-    if not path.is_file():
-        raise InputError(f"{path}: absent; expected a downloaded checkpoint with its config.json")
-    try:
-        config = ThinkerConfig.from_hf(read_json(path))
-    except (TypeError, AttributeError) as error:
-        raise InputError(f"{path}: malformed ({error})") from None
-    except InputError as error:
-        raise InputError(f"{directory}: {error}") from None
-    latent = LatentSpec(ospe_base=config.text.rope_theta)
-    if (path := directory / LATENT_SPEC).is_file():
-        latent = read_latent_spec(path)
-    media = MediaSpec()
-    if (path := directory / PREPROCESSOR).is_file():
-        media = MediaSpec.from_hf(read_json(path))
-    return config, latent, media
-
-
-def _preprocessor_fields(media: MediaSpec) -> dict[str, Any]:
-    """The inverse of `MediaSpec.from_hf`."""
-    renamed = {
-        "image_min_pixels": "min_pixels",
-        "image_max_pixels": "max_pixels",
-        "num_mel_bins": "feature_size",
-    }
-    fields = {renamed.get(name, name): value for name, value in dataclasses.asdict(media).items()}
-    return fields | {
-        "processor_class": "Qwen2_5OmniProcessor",
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "feature_extractor_type": "WhisperFeatureExtractor",
-    }
-
-
-def _check_specs(
-    config: ThinkerConfig, latent: LatentSpec, media: MediaSpec, where: pathlib.Path
-) -> None:
-    """Refuses specs that contradict the config."""
-    ids = {name: getattr(latent, name) for name in ("pad_id", "trigger_id", "stop_id")}
-    if bad := {name: i for name, i in ids.items() if not 0 <= i < config.text.vocab_size}:
-        raise InputError(
-            f"{where}: latent spec ids {bad} are outside the vocabulary of "
-            f"{config.text.vocab_size}; give a {LATENT_SPEC} with ids of unused tokens"
-        )
-    taken = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    taken = {value: name for name, value in taken.items() if name.endswith("_id")}
-    if bad := {name: taken[i] for name, i in ids.items() if i in taken}:
-        raise InputError(f"{where}: latent spec ids {bad} are special tokens of the thinker")
-    vision = config.vision
-    for name, ours, theirs in (
-        ("patch_size", media.patch_size, vision.patch_size),
-        ("temporal_patch_size", media.temporal_patch_size, vision.temporal_patch_size),
-        ("merge_size", media.merge_size, vision.merge_size),
-        ("num_mel_bins", media.num_mel_bins, config.audio.num_mel_bins),
-    ):
-        if ours != theirs:
-            raise InputError(f"{where}: {name} is {ours} for the media, {theirs} in the thinker")
 
 
 def _check_shapes(config: ThinkerConfig, shapes: dict[str, tuple], where: Any) -> None:
@@ -440,7 +332,7 @@ def _complete(target: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
         raise InputError(f"{target}: is a file, expected a directory to write")
     if not overwrite and target.exists() and any(target.iterdir()):
         raise InputError(f"{target}: is not empty; choose another directory or pass --overwrite")
-    partial = _partial(target)
+    partial = specs.partial_name(target)
     _barrier(f"latentomni checked {target}")
     if jax.process_index() == 0:
         shutil.rmtree(partial, ignore_errors=True)
@@ -463,10 +355,6 @@ def _barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def _partial(target: pathlib.Path) -> pathlib.Path:
-    return target.with_name(target.name + ".partial")
-
-
 def _copy_text_files(source: pathlib.Path, target: pathlib.Path, allowed: Iterable[str]) -> None:
     for name in allowed:
         if (path := source / name).is_file():
@@ -482,50 +370,6 @@ def _host_sharding() -> jax.sharding.Sharding:
     except RuntimeError:
         device = jax.local_devices()[0]
     return jax.sharding.SingleDeviceSharding(device)
-
-
-def _path(path: str | pathlib.Path) -> pathlib.Path:
-    if "://" in str(path):
-        raise InputError(f"{path}: expected a path of this machine; mount or download the bucket")
-    return pathlib.Path(path).absolute()
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a file; `InputError` where there is none."""
-    try:
-        fields = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(fields, dict):
-        raise InputError(f"{path}: holds a {type(fields).__name__}, expected a JSON object")
-    return fields
-
-
-def _write_json(path: pathlib.Path, fields: dict[str, Any]) -> None:
-    path.write_text(json.dumps(fields, indent=1))
-
-
-def _from_json(kind: type, fields: Any, where: Any) -> Any:
-    """A frozen dataclass of specs (nested ones, tuples) from what `asdict` and JSON made of it."""
-    if not isinstance(fields, dict):
-        raise InputError(f"{where}: absent or not a JSON object")
-    defaults = kind()
-    known = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(kind)}
-    if unknown := sorted(set(fields) - set(known)):
-        raise InputError(f"{where}: unknown fields {unknown}; known: {sorted(known)}")
-    taken = {}
-    for name, value in fields.items():
-        kinds = (float, int) if isinstance(known[name], float) else type(known[name])
-        if dataclasses.is_dataclass(known[name]):
-            value = _from_json(kinds, value, f"{where}.{name}")
-        value = tuple(value) if isinstance(value, list) else value
-        if not isinstance(value, kinds):
-            raise InputError(f"{where}: {name} is {value!r}, expected like {known[name]!r}")
-        taken[name] = value
-    try:
-        return kind(**taken)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,87 @@
+"""The `latentomni` command: a verb names a module of `latentomni_jax.commands`, nothing else.
+
+Such a module has `add_arguments(parser)` and `run(args) -> int`. Only the verb's own is imported,
+so that help and mistakes answer at once, without waiting for JAX.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from latentomni_jax import __version__
+
+VERBS = {
+    "answer": "ask a question about a video, a recording or a picture",
+    "inspect": "show what the model would receive for a question, without running it",
+    "port": "turn a Hugging Face checkpoint into a model directory",
+    "export": "write a model directory as Hugging Face safetensors",
+    "doctor": "check this machine: versions, devices, codecs",
+}
+HELP = """\
+usage: latentomni VERB [options]
+
+LatentOmni in JAX: answers questions about video and sound, reasoning partly in latent states.
+
+verbs:
+{verbs}
+
+examples:
+  latentomni doctor
+  latentomni port --from qwen7b --to models/qwen7b
+  latentomni answer --model models/qwen7b --video clip.mp4 --question "What is said first?"
+
+Each verb explains itself: latentomni answer --help. Version: latentomni --version.
+""".format(verbs="\n".join(f"  {verb:<9}{purpose}" for verb, purpose in VERBS.items()))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb. Returns the exit code: 0, 2 for unusable input, 130 when interrupted."""
+    verb, *rest = (sys.argv[1:] if argv is None else argv) or [None]
+    if verb is None:
+        print(HELP, end="", file=sys.stderr)
+        return 2
+    if verb in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if verb == "--version":
+        print(f"latentomni_jax {__version__}")
+        return 0
+    if verb not in VERBS:
+        known = ", ".join(VERBS)
+        print(f"latentomni: error: no verb {verb!r}; there are {known}", file=sys.stderr)
+        return 2
+    return _run(verb, rest)
+
+
+def _run(verb: str, argv: Sequence[str]) -> int:
+    from latentomni_jax.layout import InputError
+
+    command = importlib.import_module(f"latentomni_jax.commands.{verb}")
+    name = f"latentomni {verb}"
+    parser = argparse.ArgumentParser(
+        prog=name, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command.add_arguments(parser)
+    args = parser.parse_args(argv)
+    with warnings.catch_warnings():
+        # One line each, as errors are. The place in our code would not help a user.
+        warnings.formatwarning = lambda message, *_, **__: f"{name}: warning: {message}\n"
+        try:
+            return command.run(args)
+        except InputError as error:
+            print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            return 130
+        except BrokenPipeError:  # `latentomni inspect ... | head` has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -51,7 +51,7 @@ setup(
         "cuda": ["jax[cuda12]>=0.10.2"],
         "data": ["grain>=0.2.12", "tensorflow-datasets>=4.9"],
         "test": TEST,
-        "dev": TEST + ["ruff>=0.8", "pyright>=1.1.390", "codespell>=2.3"],
+        "dev": [*TEST, "ruff>=0.8", "pyright>=1.1.390", "codespell>=2.3"],
     },
     entry_points={"console_scripts": ["latentomni = latentomni_jax.__main__:main"]},
 )

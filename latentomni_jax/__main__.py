@@ -41,10 +41,11 @@ Each verb explains itself: latentomni answer --help. Version: latentomni --versi
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb. Returns the exit code: 0, 2 for unusable input, 130 when interrupted."""
-    verb, *rest = (sys.argv[1:] if argv is None else argv) or [None]
-    if verb is None:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv:
         print(HELP, end="", file=sys.stderr)
         return 2
+    verb, *rest = argv
     if verb in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
@@ -70,9 +71,13 @@ def _run(verb: str, argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     with warnings.catch_warnings():
         # One line each, as errors are. The place in our code would not help a user.
-        warnings.formatwarning = lambda message, *_, **__: f"{name}: warning: {message}\n"
+        warnings.showwarning = lambda message, *_, **__: print(
+            f"{name}: warning: {message}", file=sys.stderr
+        )
         try:
-            return command.run(args)
+            code = command.run(args)
+            sys.stdout.flush()
+            return code
         except InputError as error:
             print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2

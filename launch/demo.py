@@ -140,7 +140,9 @@ def heading(title: str) -> None:
 def show_model(model: LatentOmni, *, is_random: bool) -> None:
     text, latent = model.config.text, model.latent
     count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
-    print(f"thinker  {count / 1e6:.2f} M parameters, {text.num_layers} layers of {text.hidden_size}")
+    print(
+        f"thinker  {count / 1e6:.2f} M parameters, {text.num_layers} layers of {text.hidden_size}"
+    )
     print(
         f"latents  K = {latent.num_visual} visual + {latent.num_audio} audio slots, which share "
         f"a clock of {latent.segment_seconds:g} s"
@@ -170,9 +172,11 @@ def show_prompt(model: LatentOmni, video: Path, question: str) -> list:
     print("\n".join(render_prompt(describe_prompt(model.config, model.tokenizer, batch), "true")))
     print()
     for call in describe_calls(groups):
-        unit = "2-second chunks" if call["encoder"] == "audio" else "frame pairs"
+        unit = "2-second chunk(s)" if call["encoder"] == "audio" else "frame pair(s)"
         shape = " x ".join(map(str, call["input"]))
-        print(f"{call['encoder']} encoder: {call['calls']} call(s) of {shape}; {call['real']} {unit}")
+        print(
+            f"{call['encoder']} encoder: {call['calls']} call(s) of {shape}; {call['real']} {unit}"
+        )
     print(f"their features fill a table of {table_rows} rows that the prompt takes its rows from")
     return parts
 

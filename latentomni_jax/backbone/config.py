@@ -175,7 +175,10 @@ class ThinkerConfig:
                     rms_norm_eps=text["rms_norm_eps"],
                     rope_theta=float(text.get("rope_theta") or rope["rope_theta"]),
                     mrope_section=tuple(rope["mrope_section"]),
-                    tie_embeddings=bool(text.get("tie_word_embeddings", False)),
+                    # The thinker's own field decides; the text config's is a generic default.
+                    tie_embeddings=bool(
+                        thinker.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+                    ),
                 ),
                 vision=VisionConfig(
                     depth=vision["depth"],

@@ -14,7 +14,8 @@ from latentomni_jax.latent.decode import DecodeSpec
 from latentomni_jax.layout import LatentSpec
 from latentomni_jax.media.text import load_tokenizer
 from latentomni_jax.model import Answer, LatentOmni
-from latentomni_jax.weights.checkpoint import load_model, read_specs
+from latentomni_jax.weights.checkpoint import load_model
+from latentomni_jax.weights.specs import read_specs
 
 EPILOG = """\
 examples:
@@ -82,7 +83,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="0 takes the likeliest token (default); larger draws more freely",
     )
     sampling.add_argument(
-        "--top-k", type=int, default=defaults["top_k"], metavar="N", help="draw from the N likeliest"
+        "--top-k",
+        type=int,
+        default=defaults["top_k"],
+        metavar="N",
+        help="draw from the N likeliest",
     )
     sampling.add_argument(
         "--top-p",
@@ -125,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
 
     loaded = load_model(args.model, dtype=args.dtype and jnp.dtype(args.dtype))
     model = LatentOmni(loaded.params, loaded.config, latent, loaded.media, tokenizer)
-    stream = None if args.json else _Printer()
+    printer = _Printer()
     answer = model.answer(
         args.question,
         video=args.video,
@@ -135,13 +140,13 @@ def run(args: argparse.Namespace) -> int:
         system=args.system,
         clock=args.clock,
         seed=args.seed,
-        on_text=stream,
+        on_text=None if args.json else printer,
         **options,
     )
     if args.json:
         print(json.dumps(answer.to_dict()))
     else:
-        stream.finish(answer.text)
+        printer.finish(answer.text)
         print(summary(answer), file=sys.stderr)
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import pathlib
 from collections import Counter
@@ -27,17 +28,17 @@ from latentomni_jax.latent.decode import DecodeSpec
 from latentomni_jax.latent.trajectory import collate
 from latentomni_jax.layout import (
     AudioGroup,
-    AudioPart,
     Batch,
     InputError,
     LatentSpec,
     MediaSpec,
-    Part,
     Role,
+    TextPart,
     VisionGroup,
+    VisionPart,
 )
 from latentomni_jax.media.text import Tokenizer, load_tokenizer
-from latentomni_jax.weights.checkpoint import read_specs
+from latentomni_jax.weights.specs import read_specs
 
 EPILOG = """\
 examples:
@@ -48,8 +49,8 @@ examples:
 
 prompt.npz holds token_ids i32[S], roles i8[S] (layout.Role), position_ids i32[3,S] (time, height,
 width), feature_index i32[S] (row of the feature table, -1 for text), and per file frame_times
-f32[T] s, grid i32[3], patches f32[P,1176], mel f32[M,128], as far as the file has them. With several
-files their names begin with image_, video_ or audio_.
+f32[T] s, grid i32[3], patches f32[P,1176], mel f32[M,128], as far as the file has them. With
+several files their names begin with image_, video_ or audio_.
 
 A model directory without weights will do: config, tokenizer and preprocessor files are enough.
 """
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 def describe_medium(medium: Medium, spec: MediaSpec) -> dict[str, Any]:
     """A file in numbers: what was sampled from it, when, and how large."""
-    clip, part = medium.clip, medium.part
+    clip, arrays = medium.clip, medium_arrays(medium)
     fields: dict[str, Any] = {
         "kind": medium.kind,
         "path": medium.path,
@@ -104,18 +105,29 @@ def describe_medium(medium: Medium, spec: MediaSpec) -> dict[str, Any]:
         count, height, width, _ = clip.frames.shape
         fields |= {
             "frames": count,
-            "frame_times_s": [round(float(t), 3) for t in clip.frame_times],
+            "frame_times_s": [round(float(t), 3) for t in arrays["frame_times"]],
             "frame_size": [width, height],
             "pixels_per_frame": width * height,
-            "grid": list(part.grid),
-            "patches": list(part.patches.shape),
+            "grid": arrays["grid"].tolist(),
+            "patches": list(arrays["patches"].shape),
         }
     if clip.audio is not None:
         fields |= {
             "audio_s": round(len(clip.audio) / spec.sampling_rate, 3),
-            "mel": list(part.mel.shape),
+            "mel": list(arrays["mel"].shape),
         }
     return fields
+
+
+def medium_arrays(medium: Medium) -> dict[str, np.ndarray]:
+    """frame_times, grid, patches and mel, as far as the file has them."""
+    part = medium.part
+    arrays = {"frame_times": medium.clip.frame_times}
+    if isinstance(part, VisionPart):
+        arrays |= {"grid": np.array(part.grid, np.int32), "patches": part.patches}
+    if not isinstance(part, TextPart):
+        arrays["mel"] = part.mel
+    return {name: array for name, array in arrays.items() if array is not None}
 
 
 def describe_prompt(config: ThinkerConfig, tokenizer: Tokenizer, batch: Batch) -> dict[str, Any]:
@@ -139,7 +151,7 @@ def token_runs(config: ThinkerConfig, token_ids: np.ndarray) -> list[tuple[int, 
     placeholders = [config.video_token_id, config.image_token_id, config.audio_token_id]
     kinds = np.where(np.isin(token_ids, placeholders), token_ids, -1)
     cuts = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]
-    return list(zip(cuts, cuts[1:], strict=False))
+    return list(itertools.pairwise(cuts))
 
 
 def describe_run(tokenizer: Tokenizer, batch: Batch, start: int, end: int) -> dict[str, Any]:
@@ -162,8 +174,10 @@ def describe_calls(groups: Sequence[VisionGroup | AudioGroup]) -> list[dict[str,
     """Encoder calls of equal shape together; each shape is one compiled program."""
     calls: dict[tuple, dict[str, Any]] = {}
     for group in groups:
-        encoder = "audio" if isinstance(group, AudioGroup) else "vision"
-        shape = group.mel.shape if encoder == "audio" else group.patches.shape
+        if isinstance(group, AudioGroup):
+            encoder, shape = "audio", group.mel.shape
+        else:
+            encoder, shape = "vision", group.patches.shape
         call = calls.setdefault(
             (encoder, shape), {"encoder": encoder, "input": list(shape), "calls": 0, "real": 0}
         )
@@ -191,20 +205,13 @@ def write_arrays(path: str, batch: Batch, media: Sequence[Medium]) -> None:
     }
     for medium in media:
         prefix = f"{medium.kind}_" if len(media) > 1 else ""
-        found = {"frame_times": medium.clip.frame_times} | _part_arrays(medium.part)
-        arrays |= {prefix + name: value for name, value in found.items() if value is not None}
+        arrays |= {prefix + name: array for name, array in medium_arrays(medium).items()}
     try:
         # Through a file object, because numpy would append .npz to another name.
         with pathlib.Path(path).open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
     except OSError as error:
         raise InputError(f"--out {path}: cannot be written ({error.strerror})") from error
-
-
-def _part_arrays(part: Part) -> dict[str, np.ndarray | None]:
-    if isinstance(part, AudioPart):
-        return {"mel": part.mel}
-    return {"grid": np.array(part.grid, np.int32), "patches": part.patches, "mel": part.mel}
 
 
 # ---------------------------------------------------------------------------- printing
@@ -217,7 +224,7 @@ def render(described: dict[str, Any]) -> str:
         lines += [*render_medium(medium), ""]
     lines += [*render_prompt(described["prompt"], described["clock"]), ""]
     for call in described["encoder_calls"]:
-        unit = "chunks" if call["encoder"] == "audio" else "frame pairs"
+        unit = "2-second chunk(s)" if call["encoder"] == "audio" else "frame pair(s)"
         shape = " x ".join(map(str, call["input"]))
         lines.append(
             f"{call['encoder']:<7} {call['calls']} call(s) of {shape}, {call['real']} {unit}"
@@ -255,9 +262,10 @@ def render_medium(medium: dict[str, Any]) -> list[str]:
 
 def render_prompt(prompt: dict[str, Any], clock: Clock) -> list[str]:
     """A table of runs; h and w are left out where they equal t, as in text."""
+    tokens, bucket = prompt["tokens"], prompt["bucket"]
     counts = ", ".join(f"{name} {count}" for name, count in prompt["roles"].items())
     lines = [
-        f"prompt  {prompt['tokens']} tokens ({counts}); padded to {prompt['bucket']}; {clock} clock",
+        f"prompt  {tokens} tokens ({counts}); padded to {bucket}; {clock} clock",
         f"  {'at':>6} {'tokens':>6}  {'time':<13} {'height':<13} {'width':<13} content",
     ]
     for run in prompt["runs"]:
@@ -269,7 +277,7 @@ def render_prompt(prompt: dict[str, Any], clock: Clock) -> list[str]:
             content = f"{run['text']} x{run['tokens']}"
         columns = " ".join(f"{axis:<13}" for axis in axes)
         lines.append(f"  {run['start']:>6} {run['tokens']:>6}  {columns} {content}")
-    lines.append(f"  {prompt['tokens']:>6}         {prompt['next_position']:<13} (the answer)")
+    lines.append(f"  {tokens:>6}         {prompt['next_position']:<13} (the answer)")
     return lines
 
 

@@ -13,6 +13,7 @@ import platform
 import re
 import sys
 import time
+from typing import Literal
 
 import numpy as np
 
@@ -151,18 +152,18 @@ def _try_device(device) -> tuple[str, bool]:
 
 def _codecs() -> list[Finding]:
     try:
-        import av
+        import av.codec.codec
     except Exception as error:
         return [Finding("codecs", "av", str(error), False, advice="pip install -U av")]
 
-    def has(name: str, mode: str) -> bool:
+    def has(name: str, mode: Literal["r", "w"]) -> bool:
         try:
             av.codec.Codec(name, mode)
         except av.codec.codec.UnknownCodecError:
             return False
         return True
 
-    def finding(name: str, mode: str, required: bool) -> Finding:
+    def finding(name: str, mode: Literal["r", "w"], required: bool) -> Finding:
         found, kind = has(name, mode), "decoder" if mode == "r" else "encoder"
         advice = f"this build of PyAV has no {name} {kind}: pip install -U --only-binary :all: av"
         return Finding(

@@ -24,7 +24,6 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from latentomni_jax.backbone.config import ThinkerConfig
-from latentomni_jax.backbone.thinker import abstract_params
 from latentomni_jax.layout import InputError, LatentSpec, MediaSpec
 from latentomni_jax.weights import names, safetensors, specs
 from latentomni_jax.weights.specs import read_specs
@@ -102,8 +101,8 @@ def port(
         for entry in names.entries(config)
     }
     sizes = {
-        path: leaf.size * jax.numpy.dtype(dtypes[path]).itemsize
-        for path, leaf in safetensors.flatten(abstract_params(config)).items()
+        path: math.prod(shape) * jax.numpy.dtype(dtypes[path]).itemsize
+        for path, shape in safetensors.parameter_shapes(config).items()
     }
 
     def leaves() -> Iterator[tuple[str, jax.Array]]:
@@ -238,9 +237,12 @@ def _load_ported(directory: pathlib.Path, shardings: Any, dtype: Any) -> Model:
     config, latent, media = read_specs(directory)
     path = directory / specs.PARAMS
     try:
-        stored = safetensors.flatten(ocp.metadata(path).metadata)
+        tree = ocp.metadata(path).metadata
     except Exception as error:  # whatever Orbax meets in a damaged directory
         raise InputError(f"{path}: no readable Orbax checkpoint ({_first_line(error)})") from error
+    if tree is None:  # Orbax's answer, with a warning, where files of the checkpoint are damaged
+        raise InputError(f"{path}: no readable Orbax checkpoint; port or copy it again")
+    stored = safetensors.flatten(tree)
     _check_shapes(config, {name: tuple(leaf.shape) for name, leaf in stored.items()}, path)
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -296,7 +298,7 @@ def _write_params(leaves: Iterable[tuple[str, jax.Array]], path: pathlib.Path) -
     """Streams parameters into one Orbax checkpoint, holding one large one or a group at a time."""
     context = ocp.Context()
     saving = context.array.saving
-    # Compressing bf16 weights gains little, and the encoded copy doubles the memory needed.
+    # Compression is slow on weights, and its encoded copies double the memory needed.
     saving.use_compression = False
     saving.storage_options.chunk_byte_size = _CHUNK_BYTES
     saving.enable_write_sharding_file = False  # readers say how they want it sharded
@@ -308,9 +310,7 @@ def _write_params(leaves: Iterable[tuple[str, jax.Array]], path: pathlib.Path) -
 
 
 def _check_shapes(config: ThinkerConfig, shapes: dict[str, tuple], where: Any) -> None:
-    expected = {
-        name: leaf.shape for name, leaf in safetensors.flatten(abstract_params(config)).items()
-    }
+    expected = safetensors.parameter_shapes(config)
     problems = [
         f"{name} is {shapes.get(name, 'absent')}, expected {expected.get(name, 'none')}"
         for name in sorted(set(expected) | set(shapes))
@@ -330,15 +330,23 @@ def _complete(target: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
     """
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is a file, expected a directory to write")
-    if not overwrite and target.exists() and any(target.iterdir()):
-        raise InputError(f"{target}: is not empty; choose another directory or pass --overwrite")
+    if target.exists() and any(target.iterdir()):
+        if not overwrite:
+            raise InputError(f"{target}: is not empty; choose another directory or --overwrite it")
+        if not any((target / name).exists() for name in (specs.MANIFEST, "config.json")):
+            raise InputError(f"{target}: is not empty and holds no model; will not overwrite that")
     partial = specs.partial_name(target)
     _barrier(f"latentomni checked {target}")
     if jax.process_index() == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     _barrier(f"latentomni made {partial}")
-    yield partial
+    try:
+        yield partial
+    except BaseException:
+        if jax.process_count() == 1:  # elsewhere others may still be writing
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
     _barrier(f"latentomni wrote {partial}")
     if jax.process_index() == 0:
         replaced = target.with_name(target.name + ".replaced")
@@ -373,4 +381,4 @@ def _host_sharding() -> jax.sharding.Sharding:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -6,10 +6,12 @@ own shards, and no tensor is ever widened. Nothing here imports torch.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import pathlib
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import jax
@@ -189,7 +191,7 @@ def load(
         check(config, reader.tensors)
     except InputError as error:
         raise InputError(f"{directory}: {error}") from None
-    flat_shapes = flatten(abstract_params(config))
+    shapes = parameter_shapes(config)
     flat_shardings = {}
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -200,9 +202,9 @@ def load(
         yield (
             entry.path,
             jax.make_array_from_callback(
-                flat_shapes[entry.path].shape,
+                shapes[entry.path],
                 flat_shardings.get(entry.path, shardings),
-                _slice_reader(reader, entry, flat_shapes[entry.path].shape, stored, dtype),
+                _slice_reader(reader, entry, shapes[entry.path], stored, dtype),
             ),
         )
 
@@ -261,6 +263,13 @@ def save(
     return list(weight_map)
 
 
+@functools.lru_cache(maxsize=8)  # tracing a model takes half a second
+def parameter_shapes(config: ThinkerConfig) -> Mapping[str, tuple[int, ...]]:
+    """Path -> shape of every parameter; the layer axis of stacks comes first."""
+    flat = flatten(abstract_params(config))
+    return types.MappingProxyType({path: leaf.shape for path, leaf in flat.items()})
+
+
 def _slice_reader(reader, entry, shape, stored, dtype):
     """A callback for `jax.make_array_from_callback`: global index -> that part of the leaf."""
 
@@ -293,14 +302,14 @@ def _aligned_empty(shape: list[int], dtype: Any) -> np.ndarray:
 
 def _expected(config: ThinkerConfig) -> dict[str, tuple[int, ...]]:
     """Checkpoint name -> shape, for everything the config needs."""
-    flat = flatten(abstract_params(config))
+    shapes = dict(parameter_shapes(config))
     expected = {}
     for entry in names.entries(config):
-        shape = names.checkpoint_shape(entry, flat.pop(entry.path).shape, config)
+        shape = names.checkpoint_shape(entry, shapes.pop(entry.path), config)
         for name in entry.names:
             assert name not in expected, f"{name} is consumed twice"
             expected[name] = shape
-    assert not flat, f"parameters without a checkpoint name: {sorted(flat)}"
+    assert not shapes, f"parameters without a checkpoint name: {sorted(shapes)}"
     return expected
 
 

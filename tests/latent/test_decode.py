@@ -24,7 +24,7 @@ def make_model(spec=SPEC, *, eager_trigger=False, **kwargs):
     config, params = make_ported()
     if eager_trigger:
         kernel = params["text"]["lm_head"]["kernel"]
-        kernel = kernel.at[:, spec.trigger_id].multiply(12.0)
+        kernel = kernel.at[:, spec.trigger_id].multiply(-12.0)
         params = params | {"text": params["text"] | {"lm_head": {"kernel": kernel}}}
     return LatentOmni(params, config, spec, **kwargs)
 

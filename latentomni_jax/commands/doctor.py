@@ -15,6 +15,8 @@ examples:
   latentomni doctor --json | python -m json.tool
 
 Marks: "ok"; "--" an optional thing that is absent; "NO" a required one that is absent or broken.
+Lines about a TPU accelerator type before the first heading are libtpu's own, on machines that have
+it installed and no TPU; JAX_PLATFORMS=cpu (or cuda) silences them.
 Exit code: 0, or 1 where anything is marked NO.
 """
 

@@ -13,7 +13,7 @@ from latentomni_jax.weights import checkpoint, names, safetensors, specs
 
 EPILOG = """\
 examples:
-  download and port (7B: 18 GB on disk; needs about 10 GB of memory):
+  download and port (7B: 18 GB on disk; needs about 12 GB of memory):
     huggingface-cli download Qwen/Qwen2.5-Omni-7B --local-dir qwen7b
     latentomni port --from qwen7b --to models/qwen7b
 

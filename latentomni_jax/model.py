@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,6 @@ from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.backbone.positions import Clock
 from latentomni_jax.backbone.text import unstack
 from latentomni_jax.backbone.thinker import Thinker
-from latentomni_jax.evaluate.extract import extract_answer
 from latentomni_jax.latent import decode as decoding
 from latentomni_jax.latent.decode import DecodeSpec, DecodeState
 from latentomni_jax.latent.trajectory import collate, lay_out
@@ -35,10 +35,13 @@ from latentomni_jax.layout import (
     Role,
     VisionGroup,
 )
+from latentomni_jax.media.extract import extract_answer
 from latentomni_jax.media.processor import build_prompt, clip_part
 from latentomni_jax.media.text import Tokenizer, load_tokenizer
 from latentomni_jax.media.video import read_clip
+from latentomni_jax.weights.checkpoint import load_model
 
+_LOG = logging.getLogger(__name__)
 _STREAM_STEP = 16  # generated positions between two looks at the streamed text
 
 
@@ -130,16 +133,28 @@ class LatentOmni:
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | os.PathLike, *, dtype: Any = None, **kwargs
+        cls,
+        directory: str | os.PathLike,
+        *,
+        dtype: Any = None,
+        latent_overrides: dict[str, Any] | None = None,
+        **kwargs,
     ) -> LatentOmni:
-        """Loads a ported or a Hugging Face directory; bf16 weights stay bf16 unless `dtype`."""
-        from latentomni_jax.weights.checkpoint import load_model
+        """Loads a ported or a Hugging Face directory.
 
+        Args:
+          dtype: of weights and computation; None keeps the checkpoint's (bf16 stays bf16).
+          latent_overrides: fields of the checkpoint's `LatentSpec` to change, for probes and
+            sweeps, such as `{"num_visual": 16}`; logged, since the weights were trained without.
+          kwargs: see the class.
+        """
         loaded = load_model(directory, dtype=dtype)
+        latent = loaded.latent
+        if latent_overrides:
+            latent = dataclasses.replace(latent, **latent_overrides)
+            _LOG.warning("latent spec overridden: %s -> %s", loaded.latent, latent)
         tokenizer = load_tokenizer(directory)
-        return cls(
-            loaded.params, loaded.config, loaded.latent, loaded.media, tokenizer, **kwargs
-        )
+        return cls(loaded.params, loaded.config, latent, loaded.media, tokenizer, **kwargs)
 
     # ------------------------------------------------------------------ programs
 
@@ -213,6 +228,8 @@ class LatentOmni:
         seeds = range(len(prompts)) if seeds is None else seeds
         if len(seeds) != len(prompts):
             raise InputError(f"{len(seeds)} seeds for {len(prompts)} prompts")
+        if bad := [seed for seed in seeds if not 0 <= seed < 1 << 32]:
+            raise InputError(f"seeds must lie in 0 .. 2^32 - 1, got {bad[0]}")
         clockwork = _Stopwatch(timings)
         batch, groups, table_rows = collate(self.config, prompts, clock=clock)
         embeds = clockwork("encode_s", self.embed(batch, groups, table_rows))
@@ -256,7 +273,6 @@ class LatentOmni:
         **options,
     ) -> Answer:
         """Answers one question; options as in `generate`."""
-        timings: dict[str, float] = {}
         started = time.perf_counter()
         parts = self.prompt(
             question,
@@ -267,7 +283,30 @@ class LatentOmni:
             choices=choices,
             clock=clock,
         )
-        timings["media_s"] = time.perf_counter() - started
+        media_s = time.perf_counter() - started
+        return self.answer_prompt(
+            parts,
+            choices=choices,
+            clock=clock,
+            seed=seed,
+            on_text=on_text,
+            media_s=media_s,
+            **options,
+        )
+
+    def answer_prompt(
+        self,
+        parts: Sequence[Part],
+        *,
+        choices: Sequence[str] = (),
+        clock: Clock = "true",
+        seed: int = 0,
+        on_text: Callable[[str], None] | None = None,
+        media_s: float = 0.0,
+        **options,
+    ) -> Answer:
+        """Answers a prompt whose media are already read (in `media_s` seconds)."""
+        timings = {"media_s": media_s}
         generation = self.generate(
             [parts],
             clock=clock,

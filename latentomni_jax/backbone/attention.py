@@ -101,17 +101,34 @@ def attend(
 
 def attend_cached(
     q_btnh: Float[Array, "B T N H"],
-    k_bskh: Float[Array, "B S K H"],
-    v_bskh: Float[Array, "B S K H"],
+    k_bksh: Float[Array, "B K S H"],
+    v_bksh: Float[Array, "B K S H"],
     visible_bts: Bool[Array, "B #T S"],
 ) -> Float[Array, "B T N H"]:
     """Attention of a few queries to a cache, near the bandwidth bound: two einsums.
 
     Args:
+      k_bksh, v_bksh: the cache, heads outside positions: the keys of a head are one contiguous
+        matrix, which on CPU halves the time of this function and on TPU changes nothing.
       visible_bts: True where query t may look at cache slot s.
     """
+    b, t, n, h = q_btnh.shape
+    k = k_bksh.shape[1]
+    groups = (n // k) * t
+    heads_outside = ((0, 1), (0, 1))
     with jax.named_scope("attention_cached"):
-        return _dense(q_btnh, k_bskh, v_bskh, visible_bts[:, None, None])
+        # Written as dot_general with the few queries on the left: an einsum lets the cache be the
+        # left operand, which on CPU costs twice the time in transposes.
+        q_bkth = q_btnh.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
+        q_bkth = q_bkth.reshape(b, k, groups, h) * h**-0.5
+        scores = jax.lax.dot_general(
+            q_bkth, k_bksh, (((3,), (3,)), heads_outside), preferred_element_type=jnp.float32
+        ).reshape(b, k, n // k, t, -1)
+        scores = jnp.where(visible_bts[:, None, None], scores, _NEGATIVE)
+        weights = jax.nn.softmax(scores, axis=-1).astype(v_bksh.dtype).reshape(b, k, groups, -1)
+        out = jax.lax.dot_general(weights, v_bksh, (((3,), (2,)), heads_outside))
+        out = out.reshape(b, k, n // k, t, h).transpose(0, 3, 1, 2, 4)
+        return out.reshape(b, t, n, h)
 
 
 def local_attend(
@@ -169,9 +186,7 @@ def _dense(q_btnh, k_bskh, v_bskh, visible_bkgts):
     b, t, n, h = q_btnh.shape
     k = k_bskh.shape[2]
     q_btkgh = q_btnh.reshape(b, t, k, n // k, h) * h**-0.5
-    scores = jnp.einsum(
-        "btkgh,bskh->bkgts", q_btkgh, k_bskh, preferred_element_type=jnp.float32
-    )
+    scores = jnp.einsum("btkgh,bskh->bkgts", q_btkgh, k_bskh, preferred_element_type=jnp.float32)
     if visible_bkgts is not None:
         scores = jnp.where(visible_bkgts, scores, _NEGATIVE)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_bskh.dtype)

@@ -28,7 +28,7 @@ RULES = (
     ("vocab", "tensor"),
 )
 ENCODER_RULES = tuple((name, None if axis == "tensor" else axis) for name, axis in RULES)
-CACHE_SPEC = P(None, ("data", "fsdp"), None, "tensor", None)  # [L,B,S,K,H]
+CACHE_SPEC = P(None, ("data", "fsdp"), "tensor", None, None)  # [L,B,K,S,H]
 
 
 def validate_mesh(config: ThinkerConfig, mesh: Mesh) -> None:

@@ -6,10 +6,16 @@ import argparse
 import dataclasses
 import json
 import sys
+import time
 
 import jax.numpy as jnp
 
-from latentomni_jax.commands.prompt import add_prompt_arguments, check_prompt_arguments
+from latentomni_jax.commands.prompt import (
+    add_prompt_arguments,
+    check_prompt_arguments,
+    prompt_parts,
+    read_media,
+)
 from latentomni_jax.latent.decode import DecodeSpec
 from latentomni_jax.layout import LatentSpec
 from latentomni_jax.media.text import load_tokenizer
@@ -113,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
         loading the weights are found before.
     """
     check_prompt_arguments(args)
-    _, stored, _ = read_specs(args.model)
+    _, stored, media = read_specs(args.model)
     latent = override_slots(stored, args.k_visual, args.k_audio)
     options = {
         "latents": args.latents,
@@ -128,19 +134,20 @@ def run(args: argparse.Namespace) -> int:
     if latent != stored:
         print(f"K overridden: {_slots(stored)} -> {_slots(latent)}", file=sys.stderr)
 
+    # Before the weights: a broken file should not cost the minutes that loading a 7B takes.
+    started = time.perf_counter()
+    parts = prompt_parts(args, tokenizer, read_media(args, media))
+    media_s = time.perf_counter() - started
     loaded = load_model(args.model, dtype=args.dtype and jnp.dtype(args.dtype))
     model = LatentOmni(loaded.params, loaded.config, latent, loaded.media, tokenizer)
     printer = _Printer()
-    answer = model.answer(
-        args.question,
-        video=args.video,
-        audio=args.audio,
-        image=args.image,
+    answer = model.answer_prompt(
+        parts,
         choices=args.choices,
-        system=args.system,
         clock=args.clock,
         seed=args.seed,
         on_text=None if args.json else printer,
+        media_s=media_s,
         **options,
     )
     if args.json:

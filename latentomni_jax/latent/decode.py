@@ -170,8 +170,8 @@ def decode(
 ) -> DecodeState:
     """Runs the loop until every row is done or `limit` generated positions are fed."""
     first = state.cache if isinstance(state.cache, dict) else state.cache[0]
-    prompt = first["k"].shape[-3] - decode_spec.capacity
-    slots = jnp.arange(first["k"].shape[-3])
+    prompt = first["k"].shape[-2] - decode_spec.capacity
+    slots = jnp.arange(first["k"].shape[-2])
     in_prompt_bs = slots < lengths[:, None]
 
     def body(state: DecodeState) -> DecodeState:

@@ -27,7 +27,8 @@ from transformers.models.whisper.feature_extraction_whisper import WhisperFeatur
 
 from latentomni_jax.layout import MediaSpec
 from latentomni_jax.media.audio import log_mel
-from latentomni_jax.media.video import patchify, read_clip
+from latentomni_jax.media.patches import patchify
+from latentomni_jax.media.video import read_clip
 
 SPEC = MediaSpec()
 STAGES = ("decode + resize", "  of which resize", "patchify", "sound", "mel")

@@ -124,9 +124,7 @@ class LatentOmni:
         self._encode_audio = jax.jit(self._encode_audio_into, donate_argnums=1)
         self._splice = jax.jit(functools.partial(self._apply, method="splice"))
         # Static specs are hashable; shapes come from the bucket tables.
-        self._prefill = jax.jit(
-            functools.partial(decoding.prefill, self.thinker), static_argnums=0
-        )
+        self._prefill = jax.jit(functools.partial(decoding.prefill, self.thinker), static_argnums=0)
         self._decode = jax.jit(
             functools.partial(decoding.decode, self.thinker), static_argnums=0, donate_argnums=3
         )

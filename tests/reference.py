@@ -92,7 +92,7 @@ def make_reference(seed: int = 0) -> Qwen2_5OmniThinkerForConditionalGeneration:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
-                centre = 1.0 if "norm" in name and "weight" in name or "ln_" in name else 0.0
+                centre = 1.0 if ("norm" in name and "weight" in name) or "ln_" in name else 0.0
                 parameter.copy_(centre + 0.1 * torch.randn_like(parameter))
             else:
                 # Unit-variance attention scores, as in a trained model. Twice larger q and k make

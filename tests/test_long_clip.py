@@ -44,9 +44,7 @@ SCRIPT = textwrap.dedent(
 @pytest.mark.skipif(sys.platform != "linux", reason="reads VmHWM from /proc")
 def test_sixty_seconds_fit_in_12_gigabytes(tmp_path):
     sound = np.sin(np.arange(60 * 16_000) * 0.2).astype(np.float32)
-    path = write_video(
-        tmp_path / "minute.mp4", num_frames=120, fps=2, audio=sound, size=(360, 640)
-    )
+    path = write_video(tmp_path / "minute.mp4", num_frames=120, fps=2, audio=sound, size=(360, 640))
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     ran = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(path)],

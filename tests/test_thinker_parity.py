@@ -29,7 +29,8 @@ def prompts_of(kind):
     audio = [make.text(25), make.audio(2211), make.text(20)]
     video = [make.text(33), make.vision((9, 12, 20)), make.text(12)]
     av = [make.text(21), make.vision((7, 16, 18), frames=655), make.text(17)]
-    av2 = [make.text(5), *av[1:], make.vision((4, 10, 14), frames=402), make.audio(97), make.text(8)]
+    more = [make.vision((4, 10, 14), frames=402), make.audio(97), make.text(8)]
+    av2 = [make.text(5), *av[1:], *more]
     return {
         "text": ([text], False),
         "image": ([image], False),

@@ -60,7 +60,7 @@ def attend(
     v_bskh: Float[Array, "B T K H"],
     *,
     causal: bool,
-    lengths: Int[Array, "B"] | None = None,
+    lengths: Int[Array, B] | None = None,
     implementation: Implementation = "auto",
     platform: str | None = None,
 ) -> Float[Array, "B T N H"]:
@@ -103,7 +103,12 @@ def attend_cached(
     q_btnh: Float[Array, "B T N H"],
     k_bksh: Float[Array, "B K S H"],
     v_bksh: Float[Array, "B K S H"],
-    visible_bts: Bool[Array, "B #T S"],
+    visible_bts: Bool[
+        Array,
+        (
+            B  # T S
+        ),
+    ],
 ) -> Float[Array, "B T N H"]:
     """Attention of a few queries to a cache, near the bandwidth bound: two einsums.
 

@@ -77,7 +77,7 @@ class AudioEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, mel: Float[Array, "C M bins"], lengths: Int[Array, "C"]
+        self, mel: Float[Array, "C M bins"], lengths: Int[Array, C]
     ) -> Float[Array, "C tokens D"]:
         """Encodes C chunks of M = 200 mel frames, of which `lengths` are real.
 

@@ -58,9 +58,7 @@ def param_shardings(config: ThinkerConfig, mesh: Mesh) -> dict[str, Any]:
     boxed = jax.eval_shape(Thinker(config).init, jax.random.key(0))["params"]
     logical = nn.get_partition_spec(boxed)
     return {
-        tower: nn.logical_to_mesh_sharding(
-            specs, mesh, RULES if tower == "text" else ENCODER_RULES
-        )
+        tower: nn.logical_to_mesh_sharding(specs, mesh, RULES if tower == "text" else ENCODER_RULES)
         for tower, specs in logical.items()
     }
 

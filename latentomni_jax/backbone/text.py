@@ -213,7 +213,13 @@ class Decoder(nn.Module):
         position_ids: Int[Array, "3 B T"],
         cache: Cache | None = None,
         write_index: Int[Array, ""] | int = 0,
-        visible_bts: Bool[Array, "B #T S"] | None = None,
+        visible_bts: Bool[
+            Array,
+            (
+                B  # T S
+            ),
+        ]
+        | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         """Hidden states after the final norm (what the head reads), and the updated cache."""
         rope = tmrope(self.config, position_ids)

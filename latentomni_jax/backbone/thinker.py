@@ -98,9 +98,7 @@ class Thinker(nn.Module):
         return self.text(jnp.zeros((1, 1), jnp.int32), jnp.zeros((3, 1, 1), jnp.int32))
 
 
-def init_params(
-    config: ThinkerConfig, key: jax.Array, dtype: Any = jnp.float32
-) -> dict[str, Any]:
+def init_params(config: ThinkerConfig, key: jax.Array, dtype: Any = jnp.float32) -> dict[str, Any]:
     """Random parameters (a model trained from nothing), plain arrays without sharding boxes."""
     variables = jax.jit(Thinker(config, param_dtype=dtype).init)(key)
     return nn.meta.unbox(variables["params"])
@@ -118,5 +116,3 @@ def num_parameters(config: ThinkerConfig) -> dict[str, int]:
         name: sum(leaf.size for leaf in jax.tree.leaves(tree))
         for name, tree in abstract_params(config).items()
     }
-
-

@@ -153,7 +153,7 @@ class VisionEncoder(nn.Module):
         rows_columns: Int[Array, "G F 2"],
         windows: Int[Array, "G F"],
         restore: Int[Array, "G merged"],
-        lengths: Int[Array, "G"],
+        lengths: Int[Array, G],
     ) -> Float[Array, "G merged D"]:
         """Encodes G frames of up to F patches; inputs as in `FrameLayout`.
 

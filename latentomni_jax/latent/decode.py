@@ -101,13 +101,13 @@ class DecodeState(NamedTuple):
 
     step: Int[Array, ""]
     embed: Float[Array, "B D"]
-    token: Int[Array, "B"]
-    slot: Int[Array, "B"]
-    position: Int[Array, "B"]
-    block_base: Int[Array, "B"]
-    blocks: Int[Array, "B"]
-    texts: Int[Array, "B"]
-    done: Bool[Array, "B"]
+    token: Int[Array, B]
+    slot: Int[Array, B]
+    position: Int[Array, B]
+    block_base: Int[Array, B]
+    blocks: Int[Array, B]
+    texts: Int[Array, B]
+    done: Bool[Array, B]
     tokens: Int[Array, "B T"]
     latents: Float[Array, "B Z D"]
     hidden: Float[Array, "B T D"]
@@ -121,8 +121,8 @@ def prefill(
     params: Any,
     embeds: Float[Array, "B S D"],
     position_ids: Int[Array, "3 B S"],
-    lengths: Int[Array, "B"],
-    next_position: Int[Array, "B"],
+    lengths: Int[Array, B],
+    next_position: Int[Array, B],
     keys: Array,
 ) -> DecodeState:
     """Reads the prompts and chooses each row's first position."""
@@ -135,9 +135,7 @@ def prefill(
         embeds.dtype,
         scan_layers=thinker.scan_layers,
     )
-    hidden, cache = thinker.apply(
-        {"params": params}, embeds, position_ids, cache, method="decode"
-    )
+    hidden, cache = thinker.apply({"params": params}, embeds, position_ids, cache, method="decode")
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     capacity, latents = decode_spec.capacity, decode_spec.blocks * decode_spec.spec.num_latents
     zeros = jnp.zeros(batch, jnp.int32)
@@ -164,7 +162,7 @@ def decode(
     thinker: Thinker,
     decode_spec: DecodeSpec,
     params: Any,
-    lengths: Int[Array, "B"],
+    lengths: Int[Array, B],
     state: DecodeState,
     limit: Int[Array, ""],
 ) -> DecodeState:
@@ -249,9 +247,7 @@ def _choose(thinker, decode_spec, params, state, hidden, place):
             (state.blocks - 1) * num_latents + next_slot - 1,
             latents.shape[1],
         )
-        latents = latents.at[jnp.arange(len(row)), row].set(
-            hidden.astype(jnp.float32), mode="drop"
-        )
+        latents = latents.at[jnp.arange(len(row)), row].set(hidden.astype(jnp.float32), mode="drop")
 
     texts = state.texts + (is_text & ~state.done)
     ends = jnp.isin(token, jnp.array(decode_spec.eos_ids, jnp.int32)) & is_text
@@ -265,9 +261,7 @@ def _choose(thinker, decode_spec, params, state, hidden, place):
         blocks=state.blocks + (is_text & ~state.done & (token == spec.trigger_id)),
         texts=texts,
         done=state.done | ends | (texts >= decode_spec.max_new_tokens),
-        tokens=jax.lax.dynamic_update_slice_in_dim(
-            state.tokens, emitted[:, None], place, axis=1
-        ),
+        tokens=jax.lax.dynamic_update_slice_in_dim(state.tokens, emitted[:, None], place, axis=1),
         latents=latents,
     )
 
@@ -291,9 +285,7 @@ def slot_positions(spec: LatentSpec, per_second: int = 25) -> tuple[np.ndarray, 
     return offsets, int(offsets.max()) + 1 if len(offsets) else 0
 
 
-def sample(
-    decode_spec: DecodeSpec, logits: Float[Array, "B V"], keys: Array
-) -> Int[Array, "B"]:
+def sample(decode_spec: DecodeSpec, logits: Float[Array, "B V"], keys: Array) -> Int[Array, B]:
     """One token per row with the row's own key: its draw does not depend on its batch mates."""
     if decode_spec.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)

@@ -17,8 +17,9 @@ from latentomni_jax.layout import (
     VisionPart,
 )
 from latentomni_jax.media.audio import log_mel
-from latentomni_jax.media.text import Tokenizer, chat_prompt, strip_special
-from latentomni_jax.media.video import patchify
+from latentomni_jax.media.chat import chat_prompt
+from latentomni_jax.media.patches import patchify
+from latentomni_jax.media.text import Tokenizer, strip_special
 
 # What chat templates write for one media item; the tokens inside are laid out later.
 _PLACEHOLDERS = {

@@ -110,9 +110,11 @@ def test_vision_encoder(grid):
     config, params = make_ported()
     one, coordinates, windows, restore, lengths = frames_of(config.vision, grid, 640)
     patches = randn(grid[0] * one.length, config.vision.patch_dim)
-    expected = make_reference().model.visual(
-        torch.tensor(patches), grid_thw=torch.tensor([grid])
-    ).pooler_output
+    expected = (
+        make_reference()
+        .model.visual(torch.tensor(patches), grid_thw=torch.tensor([grid]))
+        .pooler_output
+    )
     by_frame = patches.reshape(grid[0], one.length, -1)[:, one.order]
     ours = VisionEncoder(config.vision).apply(
         {"params": params["vision"]},
@@ -146,9 +148,11 @@ def test_audio_encoder(frames):
     """Whole chunks, ragged ones, a last chunk too short for a token, a single chunk."""
     config, params = make_ported()
     mel = randn(frames, 128, seed=frames)
-    expected = make_reference().model.audio_tower(
-        torch.tensor(mel.T), feature_lens=torch.tensor([frames])
-    ).last_hidden_state
+    expected = (
+        make_reference()
+        .model.audio_tower(torch.tensor(mel.T), feature_lens=torch.tensor([frames]))
+        .last_hidden_state
+    )
     chunks, lengths = chunk_mel(config.audio, mel)
     ours = AudioEncoder(config.audio).apply({"params": params["audio"]}, chunks, lengths)
     ours = np.asarray(ours).reshape(-1, 64)[: num_audio_tokens(frames)]

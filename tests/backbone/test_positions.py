@@ -106,9 +106,7 @@ def test_the_reference_suite_own_case():
     config = dataclasses.replace(
         CONFIG, vision=dataclasses.replace(CONFIG.vision, merge_size=1), positions_per_second=25
     )
-    span = vision_span(
-        config, 2, (3, 2, 2), np.arange(3.0), num_audio_tokens=75, clock="nominal"
-    )
+    span = vision_span(config, 2, (3, 2, 2), np.arange(3.0), num_audio_tokens=75, clock="nominal")
     time = [2, 2, *[3] * 4, *[28] * 4, *range(3, 53), *[53] * 4, *range(53, 78), 78, 78]
     assert list(span.position_ids[0]) == time
     assert list(span.position_ids[1][2:10]) == [3, 3, 4, 4, 3, 3, 4, 4]

@@ -207,9 +207,11 @@ def test_streaming_reuses_the_program_and_changes_nothing():
 @pytest.mark.parametrize(("visual", "audio"), [(0, 3), (3, 0), (0, 0)])
 def test_blocks_without_a_modality_or_without_slots(visual, audio):
     spec = dataclasses.replace(SPEC, num_visual=visual, num_audio=audio)
-    ids = make_model(spec).generate(
-        [make_prompts()[0]], latents="force", max_blocks=1, max_new_tokens=5
-    )[0].token_ids
+    ids = (
+        make_model(spec)
+        .generate([make_prompts()[0]], latents="force", max_blocks=1, max_new_tokens=5)[0]
+        .token_ids
+    )
     expected = [spec.trigger_id] + [spec.pad_id] * (visual + audio) + [spec.stop_id]
     assert list(ids[: len(expected)]) == expected
     assert len(ids) == 5 + visual + audio + 1
@@ -232,9 +234,7 @@ def test_ospe_formula_and_norm():
     expected = np.stack([turned.real, turned.imag], axis=-1).reshape(h.shape)
     ours = ospe(jnp.float32(h), jnp.float32(t), 1e6)
     np.testing.assert_allclose(ours, expected, atol=1e-5)
-    np.testing.assert_allclose(
-        np.linalg.norm(ours, axis=-1), np.linalg.norm(h, axis=-1), rtol=1e-5
-    )
+    np.testing.assert_allclose(np.linalg.norm(ours, axis=-1), np.linalg.norm(h, axis=-1), rtol=1e-5)
     np.testing.assert_allclose(ours[0], h[0], atol=1e-6)  # time zero turns nothing
 
 

@@ -11,14 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentomni_jax.layout import InputError
-from latentomni_jax.media.text import (
+from latentomni_jax.media.chat import (
     BUILT_IN_TEMPLATE,
-    CHAT_TOKENS,
-    LATENT_TOKENS,
-    MEDIA_TOKENS,
     Template,
     chat_prompt,
     load_template,
+)
+from latentomni_jax.media.text import (
+    CHAT_TOKENS,
+    LATENT_TOKENS,
+    MEDIA_TOKENS,
     load_tokenizer,
     strip_special,
     train_sentencepiece,

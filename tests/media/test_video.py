@@ -16,14 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from latentomni_jax.layout import InputError, MediaSpec
-from latentomni_jax.media.video import (
-    frame_size,
-    patchify,
-    pick_frames,
-    read_clip,
-    read_image,
-    smart_resize,
-)
+from latentomni_jax.media.patches import frame_size, patchify, smart_resize
+from latentomni_jax.media.video import pick_frames, read_clip, read_image
 
 SPEC = MediaSpec()
 SMALL = MediaSpec(video_min_pixels=28 * 28, video_max_pixels=112 * 56)  # fast for made-up videos

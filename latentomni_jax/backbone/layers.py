@@ -68,11 +68,10 @@ class RMSNorm(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """Gated feed-forward: down(silu(gate(x)) * up(x)); `fused` keeps gate and up in one matrix."""
+    """Gated feed-forward: down(silu(gate(x)) * up(x))."""
 
     intermediate_size: int
     bias: bool
-    fused: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -80,13 +79,8 @@ class SwiGLU(nn.Module):
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         types = {"bias": self.bias, "dtype": self.dtype, "param_dtype": self.param_dtype}
         with jax.named_scope("mlp"):
-            width = self.intermediate_size
-            if self.fused:
-                both = dense(2 * width, ("embed", "mlp"), "gate_up_proj", **types)(x)
-                gate, up = jnp.split(both, 2, axis=-1)
-            else:
-                gate = dense(width, ("embed", "mlp"), "gate_proj", **types)(x)
-                up = dense(width, ("embed", "mlp"), "up_proj", **types)(x)
+            gate = dense(self.intermediate_size, ("embed", "mlp"), "gate_proj", **types)(x)
+            up = dense(self.intermediate_size, ("embed", "mlp"), "up_proj", **types)(x)
             down = dense(x.shape[-1], ("mlp", "embed"), "down_proj", **types)
             return down(jax.nn.silu(gate) * up)
 

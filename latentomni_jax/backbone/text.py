@@ -4,7 +4,7 @@ Embeddings in, hidden states out. Parameters are stacked `[L, ...]` and the laye
 cache `{"k", "v"}: [L,B,K,S,H]` is an argument and a result that goes through the scan as xs -> ys,
 which XLA updates in place (as a carry it is copied). `scan_layers=False` is the same decoder for
 CPU and GPU decoding, where slicing a layer out of a stack costs a copy of its weights each step:
-parameters and caches are then one tree per layer (`unstack`), with fused projections.
+parameters and caches are then one tree per layer (`unstack`).
 """
 
 from __future__ import annotations
@@ -48,17 +48,10 @@ def make_cache(
 def unstack(params: dict[str, Any]) -> dict[str, Any]:
     """Decoder parameters for `scan_layers=False`, in memory only: L trees `layers_0`, ...
 
-    Projections of one input become one matrix (`qkv_proj`, `gate_up_proj`): a decode step is a
-    chain of small products, and fewer of them is less to launch. Stacked leaves are dropped one
-    by one, so the peak is the weights plus the largest leaves.
+    Stacked leaves are dropped one by one, so the peak is the weights plus one leaf.
     """
     params = dict(params)
-    layers = dict(params.pop("layers"))
-    layers["mlp"] = dict(layers["mlp"])
-    _fuse(layers, "qkv_proj", ("q_proj", "k_proj", "v_proj"))
-    _fuse(layers["mlp"], "gate_up_proj", ("gate_proj", "up_proj"))
-    stacked = jax.tree_util.tree_flatten_with_path(layers)[0]
-    del layers
+    stacked = jax.tree_util.tree_flatten_with_path(params.pop("layers"))[0]
     while stacked:
         path, leaf = stacked.pop()
         for layer in range(leaf.shape[0]):
@@ -68,14 +61,6 @@ def unstack(params: dict[str, Any]) -> dict[str, Any]:
             tree[path[-1].key] = leaf[layer]
         del leaf
     return params
-
-
-def _fuse(tree: dict[str, Any], name: str, parts: tuple[str, ...]) -> None:
-    """Replaces linear layers of `tree` by one whose outputs are theirs, side by side."""
-    parts = [dict(tree.pop(part)) for part in parts]
-    tree[name] = {
-        kind: jnp.concatenate([part.pop(kind) for part in parts], axis=-1) for kind in [*parts[0]]
-    }
 
 
 def tmrope(
@@ -106,7 +91,6 @@ class DecoderLayer(nn.Module):
     param_dtype: Any
     implementation: attention.Implementation
     platform: str | None
-    fused: bool = False
 
     @nn.compact
     def __call__(self, x_btd, cache, rope, write_index, visible_bts):
@@ -114,19 +98,15 @@ class DecoderLayer(nn.Module):
         batch, length, _ = x_btd.shape
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
-        def heads(name, count):
-            z = dense(count * config.head_dim, ("embed", "heads"), name, bias=True, **types)(y)
-            return z.reshape(batch, length, count, config.head_dim)
+        def heads(name, count, y):
+            y = dense(count * config.head_dim, ("embed", "heads"), name, bias=True, **types)(y)
+            return y.reshape(batch, length, count, config.head_dim)
 
         y = RMSNorm(config.rms_norm_eps, name="input_norm", **types)(x_btd)
-        n, k = config.num_heads, config.num_kv_heads
         with jax.named_scope("qkv"):
-            if self.fused:
-                q_btnh, k_btkh, v_btkh = jnp.split(heads("qkv_proj", n + 2 * k), (n, n + k), axis=2)
-            else:
-                q_btnh, k_btkh = heads("q_proj", n), heads("k_proj", k)
-                v_btkh = heads("v_proj", k)
-            q_btnh, k_btkh = rotate(q_btnh, *rope), rotate(k_btkh, *rope)
+            q_btnh = rotate(heads("q_proj", config.num_heads, y), *rope)
+            k_btkh = rotate(heads("k_proj", config.num_kv_heads, y), *rope)
+            v_btkh = heads("v_proj", config.num_kv_heads, y)
         if cache is not None:
             cache = {
                 name: jax.lax.dynamic_update_slice_in_dim(
@@ -150,8 +130,7 @@ class DecoderLayer(nn.Module):
             config.hidden_size, ("heads", "embed"), "o_proj", bias=False, **types
         )(out)
         y = RMSNorm(config.rms_norm_eps, name="post_norm", **types)(x_btd)
-        mlp = SwiGLU(config.intermediate_size, bias=False, fused=self.fused, name="mlp", **types)
-        x_btd = x_btd + mlp(y)
+        x_btd = x_btd + SwiGLU(config.intermediate_size, bias=False, name="mlp", **types)(y)
         return x_btd, cache
 
 
@@ -192,7 +171,7 @@ class Decoder(nn.Module):
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(*args)
         else:
-            self.layers = [layer(*args, fused=True) for _ in range(config.num_layers)]
+            self.layers = [layer(*args) for _ in range(config.num_layers)]
         self.norm = RMSNorm(config.rms_norm_eps, dtype=self.dtype, param_dtype=self.param_dtype)
         if not config.tie_embeddings:
             self.lm_head = dense(

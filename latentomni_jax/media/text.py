@@ -10,6 +10,7 @@ user text (processor, data pipeline) do that.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os

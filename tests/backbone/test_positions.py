@@ -118,7 +118,7 @@ def oracle_video(start, grid, seconds, num_audio):
     """The true clock, token by token in plain Python: the specification, not the implementation."""
     rows, columns = grid[1] // 2, grid[2] // 2
     chunks = {}
-    for patch, second in enumerate(seconds):
+    for second in seconds:
         for row in range(rows):
             for column in range(columns):
                 t = int(25 * float(second) + 1e-3)

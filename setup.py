@@ -30,7 +30,7 @@ TEST = [
     "pytest>=8.0",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
-    "chex>=0.1.90",
+    "beartype>=0.20",
     "transformers>=5.0",
     "torch>=2.4",
     'libtpu>=0.0.40; platform_system == "Linux"',  # compiles for TPU, without one

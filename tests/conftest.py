@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import jaxtyping
 import pytest
+
+# Shapes in annotations of the array code are checked while the tests run, and cost users nothing.
+jaxtyping.install_import_hook(
+    ["latentomni_jax.backbone", "latentomni_jax.latent"], "beartype.beartype"
+)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,9 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
+
+from latentomni_jax.backbone.types import Array
 
 Implementation = Literal["auto", "xla", "splash", "cudnn"]
 

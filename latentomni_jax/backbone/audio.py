@@ -12,11 +12,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from latentomni_jax.backbone import attention
 from latentomni_jax.backbone.config import AudioConfig
 from latentomni_jax.backbone.layers import dense, remat
+from latentomni_jax.backbone.types import Array
 
 
 def num_audio_tokens(mel_frames: int) -> int:

@@ -7,7 +7,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from latentomni_jax.backbone.types import Array
 
 # Named remat policies of the layer scans: what a layer keeps for its backward pass.
 REMAT_POLICIES = {

@@ -14,11 +14,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from latentomni_jax.backbone import attention
 from latentomni_jax.backbone.config import TextConfig
 from latentomni_jax.backbone.layers import RMSNorm, SwiGLU, dense, remat, rotate
+from latentomni_jax.backbone.types import Array
 
 Cache = dict[str, Array] | tuple[dict[str, Array], ...]
 
@@ -183,7 +184,7 @@ class Decoder(nn.Module):
                 param_dtype=self.param_dtype,
             )
 
-    def embed(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    def embed(self, token_ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
         return jnp.take(self.embed_tokens, token_ids, axis=0).astype(self.dtype)
 
     def decode(

@@ -11,12 +11,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from latentomni_jax.backbone import attention
 from latentomni_jax.backbone.audio import AudioEncoder
 from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.backbone.text import Decoder
+from latentomni_jax.backbone.types import Array
 from latentomni_jax.backbone.vision import VisionEncoder
 
 

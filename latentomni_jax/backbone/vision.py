@@ -15,11 +15,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from latentomni_jax.backbone import attention
 from latentomni_jax.backbone.config import VisionConfig
 from latentomni_jax.backbone.layers import RMSNorm, SwiGLU, dense, remat, rotate
+from latentomni_jax.backbone.types import Array
 
 _THETA = 10_000.0
 

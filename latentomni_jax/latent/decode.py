@@ -18,19 +18,18 @@ same program again instead of compiling another.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from latentomni_jax.backbone.text import Cache, make_cache
 from latentomni_jax.backbone.thinker import Thinker
+from latentomni_jax.backbone.types import Array
 from latentomni_jax.latent.ospe import ospe
 from latentomni_jax.layout import InputError, LatentSpec
-
-LatentMode = Literal["auto", "force", "off"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ class DecodeSpec:
     """
 
     spec: LatentSpec
-    latents: LatentMode = "auto"
+    latents: str = "auto"
     max_blocks: int = 3
     max_new_tokens: int = 256
     temperature: float = 0.0

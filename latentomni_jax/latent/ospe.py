@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from latentomni_jax.backbone.types import Array
 
 
 def ospe(

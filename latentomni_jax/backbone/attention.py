@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -255,15 +255,31 @@ def _splash(q_btnh, k_bskh, v_bskh, causal, lengths):
 
 def _splash_shard(q_bnth, k_bkth, v_bkth, ids_bt=None, *, causal):
     """The kernel on one device's rows and heads."""
+    kernel = splash_kernel(q_bnth.shape[1], q_bnth.shape[2], causal)
+    if ids_bt is None:
+        return jax.vmap(kernel)(q_bnth, k_bkth, v_bkth)
+    return jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids(ids)))(
+        q_bnth, k_bkth, v_bkth, ids_bt
+    )
+
+
+def segment_ids(ids_t: Int[Array, T]) -> Any:
+    """The same segments for queries and keys, in the kernel's own type."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
+    return splash_attention_kernel.SegmentIds(q=ids_t, kv=ids_t)
+
+
+def splash_kernel(heads: int, length: int, causal: bool) -> Any:
+    """JAX's splash kernel for one row: q [N,T,H] (scaled), k and v [K,T,H] -> [N,T,H]."""
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel,
         splash_attention_mask,
     )
 
-    n, t = q_bnth.shape[1:3]
     mask_class = splash_attention_mask.CausalMask if causal else splash_attention_mask.FullMask
-    mask = splash_attention_mask.MultiHeadMask([mask_class((t, t)) for _ in range(n)])
-    size = next(c for c in (512, 256, 128) if t % c == 0)
+    mask = splash_attention_mask.MultiHeadMask([mask_class((length,) * 2) for _ in range(heads)])
+    size = next(c for c in (512, 256, 128) if length % c == 0)
     blocks = splash_attention_kernel.BlockSizes(
         block_q=size,
         block_kv=size,
@@ -274,10 +290,6 @@ def _splash_shard(q_bnth, k_bkth, v_bkth, ids_bt=None, *, causal):
         block_q_dq=size,
         block_kv_dq=size,
     )
-    kernel = splash_attention_kernel.make_splash_mha(
+    return splash_attention_kernel.make_splash_mha(
         mask, head_shards=1, q_seq_shards=1, block_sizes=blocks
     )
-    if ids_bt is None:
-        return jax.vmap(kernel)(q_bnth, k_bkth, v_bkth)
-    segments = splash_attention_kernel.SegmentIds(q=ids_bt, kv=ids_bt)
-    return jax.vmap(kernel)(q_bnth, k_bkth, v_bkth, segments)

@@ -225,7 +225,7 @@ def _choose(thinker, decode_spec, params, state, hidden, place):
     token = jnp.where(is_latent, spec.pad_id, jnp.where(closes, spec.stop_id, sampled))
 
     # Positions: a slot's id comes from the block's clock, everything else follows on.
-    offsets, extent = slot_positions(spec)
+    offsets, extent = slot_positions(spec, thinker.config.positions_per_second)
     block_base = jnp.where(opens, state.position + 1, state.block_base)
     which = jnp.maximum(next_slot - 1, 0)
     position = jnp.where(
@@ -272,10 +272,11 @@ def latent_input(
     return ospe(z, seconds, spec.ospe_base) if spec.ospe_apply in ("feature", "both") else z
 
 
-def slot_positions(spec: LatentSpec, per_second: int = 25) -> tuple[np.ndarray, int]:
+def slot_positions(spec: LatentSpec, per_second: int) -> tuple[np.ndarray, int]:
     """TMRoPE offsets i32[K] of a block's slots from its first id, and how many ids it takes.
 
-    Sequential, or for `ospe_apply` "position" and "both" 25 ids per second of the block's clock.
+    Sequential, or for `ospe_apply` "position" and "both" `per_second` ids for each second of the
+    block's clock.
     """
     if spec.ospe_apply in ("position", "both"):
         offsets = np.floor(spec.slot_seconds() * per_second + 1e-3).astype(np.int32)

@@ -1,0 +1,134 @@
+"""Attention backends: chosen in one place, equal to a float64 formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latentomni_jax.backbone import attention
+
+
+def formula(q, k, v, visible):
+    """Softmax attention in float64 NumPy; `visible` [B,T,S]; kv heads repeated."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    repeats = q.shape[2] // k.shape[2]
+    k, v = np.repeat(k, repeats, axis=2), np.repeat(v, repeats, axis=2)
+    scores = np.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[-1])
+    scores = np.where(visible[:, None], scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.einsum("bnts,bsnh->btnh", weights / weights.sum(axis=-1, keepdims=True), v)
+
+
+def random_qkv(batch, length, heads, kv_heads, width, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = [(batch, length, n, width) for n in (heads, kv_heads, kv_heads)]
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def mask(length, causal, lengths):
+    visible = np.tril(np.ones((length, length), bool)) if causal else np.ones((length,) * 2, bool)
+    visible = np.broadcast_to(visible, (len(lengths), length, length))
+    return visible & (np.arange(length) < np.asarray(lengths)[:, None])[:, None]
+
+
+@given(
+    st.integers(1, 3),
+    st.integers(1, 40),
+    st.sampled_from([(4, 4), (4, 2), (6, 1)]),
+    st.booleans(),
+    st.data(),
+)
+@settings(max_examples=25, deadline=None)
+def test_xla_equals_the_formula(batch, length, heads, causal, data):
+    lengths = data.draw(st.lists(st.integers(1, length), min_size=batch, max_size=batch))
+    q, k, v = random_qkv(batch, length, *heads, 8)
+    ours = attention.attend(
+        q, k, v, causal=causal, lengths=jnp.array(lengths), implementation="xla"
+    )
+    expected = formula(q, k, v, mask(length, causal, lengths))
+    for row, n in enumerate(lengths):
+        np.testing.assert_allclose(ours[row, :n], expected[row, :n], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_query_chunks_change_neither_values_nor_gradients(monkeypatch, causal):
+    q, k, v = random_qkv(2, 75, 4, 2, 16)
+    lengths = jnp.array([75, 40])
+
+    def loss(q, k, v):
+        out = attention.attend(q, k, v, causal=causal, lengths=lengths, implementation="xla")
+        return jnp.sum(out[:, :40] ** 2)
+
+    whole = jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v)
+    monkeypatch.setattr(attention, "_SCORE_BUDGET", 2 * 4 * 75 * 16)  # chunks of 16 queries
+    chunked = jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v)
+    assert "scan" in str(jax.make_jaxpr(loss)(q, k, v))  # it really went chunk by chunk
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), whole, chunked
+    )
+
+
+@given(st.lists(st.integers(1, 8), min_size=1, max_size=12))
+@settings(max_examples=25, deadline=None)
+def test_local_attention_equals_full_attention_masked_by_segment(sizes):
+    segments = np.repeat(np.arange(len(sizes)), sizes)
+    length = -(-len(segments) // 8) * 8
+    segments = np.pad(segments, (0, length - len(segments)), constant_values=-1)[None]
+    q, k, v = random_qkv(1, length, 2, 2, 8)
+    ours = attention.local_attend(q, k, v, jnp.asarray(segments), block=8)
+    expected = formula(q, k, v, segments[:, :, None] == segments[:, None])
+    np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_cached_attention_equals_the_formula():
+    q, k, v = random_qkv(3, 50, 6, 2, 16)
+    visible = np.random.default_rng(1).random((3, 2, 50)) < 0.5
+    visible[:, :, 0] = True
+    ours = attention.attend_cached(
+        q[:, :2], k.swapaxes(1, 2), v.swapaxes(1, 2), jnp.asarray(visible)
+    )
+    np.testing.assert_allclose(ours, formula(q[:, :2], k, v, visible), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_splash_in_the_tpu_interpreter_equals_the_formula(causal, capfd):
+    """The kernel's numbers, GQA and padding included, with the interpreter's race detection."""
+    from jax.experimental.pallas import tpu as pltpu
+
+    q, k, v = random_qkv(2, 256, 4, 2, 64)
+    lengths = [256, 150]
+    kernel = attention.splash_kernel(4, 256, causal)
+    expected = formula(q, k, v, mask(256, causal, lengths))
+    for row, n in enumerate(lengths):  # row by row: the interpreter cannot vmap this kernel
+        ids = attention.segment_ids((jnp.arange(256) < n).astype(jnp.int32))
+        with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(detect_races=True)):
+            ours = kernel(*(x[row].swapaxes(0, 1) for x in (q * 64**-0.5, k, v)), ids)
+        assert "race" not in "".join(capfd.readouterr()).lower()  # it prints what it detects
+        ours = ours.swapaxes(0, 1)[:n]
+        np.testing.assert_allclose(ours, expected[row, :n], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "length", "backend"),
+    [
+        ("cpu", jnp.float32, 128, "xla"),
+        ("tpu", jnp.bfloat16, 256, "splash"),
+        ("tpu", jnp.bfloat16, 100, "xla"),
+        ("gpu", jnp.bfloat16, 100, "cudnn"),
+        ("gpu", jnp.float32, 128, "xla"),
+    ],
+)
+def test_auto_chooses_by_platform_dtype_and_length(platform, dtype, length, backend):
+    arguments = {"platform": platform, "dtype": jnp.dtype(dtype), "query_length": length}
+    assert attention.choose("auto", **arguments) == backend
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "length"),
+    [("splash", jnp.float32, 100), ("cudnn", jnp.float32, 128)],
+)
+def test_a_backend_that_cannot_serve_is_an_error(name, dtype, length):
+    with pytest.raises(ValueError, match="attention"):
+        attention.choose(name, platform="cpu", dtype=jnp.dtype(dtype), query_length=length)

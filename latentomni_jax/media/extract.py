@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-_LETTER = re.compile(r"^\W*([A-Z])(?:\W|$)")
+# A letter on its own or followed by punctuation; "A dog barks" does not choose option A.
+_LETTER = re.compile(r"^(?:\\text\{)?\W*([A-Z])(?:[.):,}]|\s*$)")
 
 
 def extract_answer(text: str, choices: Sequence[str] = ()) -> str | None:

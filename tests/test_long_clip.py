@@ -10,7 +10,7 @@ import pytest
 
 from tests.media.test_video import write_video
 
-# Real widths where memory is decided (the 3B's text layers, the towers' own), few layers, f32.
+# Real widths where memory is decided (the 3B's text layers, the towers' own), one layer each, f32.
 SCRIPT = textwrap.dedent(
     """
     import sys
@@ -24,9 +24,9 @@ SCRIPT = textwrap.dedent(
 
     config = ThinkerConfig(
         text=TextConfig(vocab_size=151_936, hidden_size=2048, intermediate_size=11_008,
-                        num_layers=2, num_heads=16, num_kv_heads=2),
-        vision=VisionConfig(depth=2, out_hidden_size=2048, full_attention_layers=(1,)),
-        audio=AudioConfig(num_layers=2, out_hidden_size=2048),
+                        num_layers=1, num_heads=16, num_kv_heads=2),
+        vision=VisionConfig(depth=1, out_hidden_size=2048, full_attention_layers=(0,)),
+        audio=AudioConfig(num_layers=1, out_hidden_size=2048),
     )
     model = LatentOmni(init_params(config, jax.random.key(0)), config, LatentSpec())
     clip = clip_part(read_clip(sys.argv[1], MediaSpec()), MediaSpec())

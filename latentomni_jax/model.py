@@ -156,7 +156,7 @@ class LatentOmni:
 
     # ------------------------------------------------------------------ programs
 
-    def _apply(self, params, *args, method):
+    def _apply(self, params, *args, method) -> Any:
         return self.thinker.apply({"params": params}, *args, method=method)
 
     def _encode_vision_into(self, params, table, group: VisionGroup):

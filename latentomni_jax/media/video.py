@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import av
+import av.container
+import av.error
+import av.stream
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 

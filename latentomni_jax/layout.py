@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import json
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -87,24 +86,6 @@ class LatentSpec:
         ]
         return np.concatenate(halves).astype(np.float32)
 
-    def slot_roles(self) -> np.ndarray:
-        """Role of each slot, i8[K]."""
-        return np.repeat(
-            np.array([Role.LATENT_VISUAL, Role.LATENT_AUDIO], np.int8),
-            [self.num_visual, self.num_audio],
-        )
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> LatentSpec:
-        fields = json.loads(text)
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(fields) - known):
-            raise InputError(f"latent spec has unknown fields {unknown}; known: {sorted(known)}")
-        return cls(**fields)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MediaSpec:
@@ -152,9 +133,6 @@ class MediaSpec:
             if key in known:
                 taken[key] = tuple(value) if isinstance(value, list) else value
         return cls(**(taken | overrides))
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -109,11 +109,3 @@ def abstract_params(config: ThinkerConfig, dtype: Any = jnp.bfloat16) -> dict[st
     """Shapes and dtypes of all parameters, without allocating any."""
     variables = jax.eval_shape(Thinker(config, param_dtype=dtype).init, jax.random.key(0))
     return nn.meta.unbox(variables["params"])
-
-
-def num_parameters(config: ThinkerConfig) -> dict[str, int]:
-    """Parameter counts of the three towers."""
-    return {
-        name: sum(leaf.size for leaf in jax.tree.leaves(tree))
-        for name, tree in abstract_params(config).items()
-    }

@@ -98,5 +98,5 @@ def test_prefill_runs_splash_on_each_chip_and_fits(topology):
     compiled = compile_prefill(topology, batch=2, length=8192)
     memory = compiled.memory_analysis()
     assert "splash" in compiled.as_text()  # the kernel, not the fallback
-    # Weights 4.2 GiB a chip at tensor=4; prompt activations must not need as much again.
-    assert memory.temp_size_in_bytes < 4 * 2**30, memory.temp_size_in_bytes / 2**30
+    # Measured 0.30 to 0.62 GiB; one [heads, S, S] score matrix in f32 would be 1.6 GiB a chip.
+    assert memory.temp_size_in_bytes < 2**30, memory.temp_size_in_bytes / 2**30

@@ -25,8 +25,18 @@ CORE = [
     "av>=14.0",
     "pillow>=10.0",
     "tqdm>=4.66",
+    "optax>=0.2.5",
+    "chex>=0.1.89",
+    "ml-collections>=1.0",
+    "tensorboardX>=2.6",
+]
+DATA = [
+    "grain>=0.2.12",
+    "array-record>=0.8",
+    "tensorflow-datasets>=4.9.8",  # reads and writes records; TensorFlow itself is not needed
 ]
 TEST = [
+    *DATA,
     "pytest>=8.0",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
@@ -49,7 +59,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda12]>=0.10.2"],
-        "data": ["grain>=0.2.12", "tensorflow-datasets>=4.9"],
+        "data": DATA,
         "test": TEST,
         "dev": [*TEST, "ruff>=0.8", "pyright>=1.1.390", "codespell>=2.3"],
     },

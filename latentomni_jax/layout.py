@@ -46,6 +46,8 @@ class LatentSpec:
       stop_id: `</Unified_Latent>`; inserted by the decoder after the K-th slot.
       ospe_base: base of the OSPE frequencies (the backbone's rope theta).
       ospe_apply: where the timestamps act, method section 3.
+      flow: "open" is causal; with "bottleneck", from a row's first trigger on, only triggers and
+        latent slots look at the prompt's video and audio (method section 7).
     """
 
     num_visual: int = 32
@@ -56,6 +58,7 @@ class LatentSpec:
     stop_id: int = 151667
     ospe_base: float = 1e6
     ospe_apply: Literal["feature", "position", "both", "none"] = "feature"
+    flow: Literal["open", "bottleneck"] = "open"
 
     def __post_init__(self):
         if self.num_visual < 0 or self.num_audio < 0:
@@ -66,6 +69,8 @@ class LatentSpec:
             raise InputError(f"segment_seconds must be > 0, got {self.segment_seconds}")
         if self.ospe_apply not in ("feature", "position", "both", "none"):
             raise InputError(f"ospe_apply must be feature|position|both|none: {self.ospe_apply!r}")
+        if self.flow not in ("open", "bottleneck"):
+            raise InputError(f"flow must be open or bottleneck: {self.flow!r}")
         if len({self.pad_id, self.trigger_id, self.stop_id}) != 3:
             raise InputError("pad_id, trigger_id and stop_id must differ")
 
@@ -167,10 +172,11 @@ class VisionPart:
     """An image, or a video with or without its sound, as the encoders take it.
 
     Attributes:
-      patches: f32[P, 3*2*14*14] normalised, in the processor's order.
+      patches: [P, 3*2*14*14] in the processor's order: f32 normalised, or u8 as the pixels are (the
+        feature cache keeps those; the training step normalises them on the device).
       grid: patches (time, height, width); their product is P.
       seconds: f32[time] when each temporal patch begins.
-      mel: f32[M,bins] spectrogram of the video's sound, None without.
+      mel: f32 or f16 [M,bins] spectrogram of the video's sound, None without.
       is_image: placeholder tokens are the image's, not the video's.
     """
 
@@ -188,7 +194,21 @@ class AudioPart:
     mel: np.ndarray
 
 
-Part = TextPart | VisionPart | AudioPart
+@dataclasses.dataclass(frozen=True, eq=False)
+class LatentPart:
+    """One latent block of a training example: trigger, K slots, stop.
+
+    Attributes:
+      seconds: (start, end) of the cited segment on the prompt media's clock.
+      segment: the cut segment, encoded on its own for the anchors (its times start at 0). None
+        takes the anchors from the prompt's media between `seconds`.
+    """
+
+    seconds: tuple[float, float]
+    segment: VisionPart | AudioPart | None = None
+
+
+Part = TextPart | VisionPart | AudioPart | LatentPart
 
 
 class Batch(NamedTuple):
@@ -210,6 +230,75 @@ class Batch(NamedTuple):
     feature_index: np.ndarray
     lengths: np.ndarray
     next_position: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, order=True)
+class BatchShape:
+    """The static shape of a training batch's row; a run has a short table of them.
+
+    Attributes:
+      tokens: S. targets: U, predicted tokens. blocks: N, latent blocks.
+      frames: G, temporal patches of the prompt and of the cited segments together.
+      patches: F, patches of a frame (a multiple of 64, for splash of 128).
+      chunks: C, 2-second chunks of sound, prompt and segments together.
+      visual_anchors, audio_anchors: features that one segment's anchors are pooled from.
+    """
+
+    tokens: int
+    targets: int
+    blocks: int = 3
+    frames: int = 0
+    patches: int = 64
+    chunks: int = 0
+    visual_anchors: int = 1
+    audio_anchors: int = 1
+
+    def fits(self, other: BatchShape) -> bool:
+        """Whether a row that needs `other` goes into this shape."""
+        return all(
+            getattr(other, f.name) <= getattr(self, f.name) for f in dataclasses.fields(self)
+        )
+
+
+class TrainBatch(NamedTuple):
+    """Examples of one `BatchShape`, as host arrays; every row has media and a feature table of its
+    own, so that rows can be split over devices. Letters as in `BatchShape`; R = G*F/4 + C*50 rows
+    of features, frames first.
+
+    Attributes:
+      token_ids: i32[B,S]; latent slots hold the pad id.
+      roles: i8[B,S] of `Role`; PAD beyond a row's length.
+      position_ids: i32[3,B,S] TMRoPE ids.
+      lengths: i32[B]; 0 for a row that only fills the batch.
+      feature_index: i32[B,S] row of the example's feature table, -1 where there is none.
+      patches: u8[B,G,F,3*2*14*14] pixels in window order.
+      rows_columns, windows, restore, patch_lengths: per frame, see `backbone.vision.FrameLayout`.
+      mel: f16[B,C,200,bins]; mel_lengths: i32[B,C].
+      triggers: i32[B,N] position of each block's trigger, -1 where a row has fewer blocks.
+      visual_rows: i32[B,N,Nv] feature rows of a block's segment in order of time, -1 beyond them.
+      audio_rows: i32[B,N,Na] the same of its sound; all -1 for a segment without.
+      target_positions: i32[B,U] position whose hidden state predicts the target.
+      target_ids: i32[B,U]. target_weights: f32[B,U], 0 where there is no target.
+    """
+
+    token_ids: np.ndarray
+    roles: np.ndarray
+    position_ids: np.ndarray
+    lengths: np.ndarray
+    feature_index: np.ndarray
+    patches: np.ndarray
+    rows_columns: np.ndarray
+    windows: np.ndarray
+    restore: np.ndarray
+    patch_lengths: np.ndarray
+    mel: np.ndarray
+    mel_lengths: np.ndarray
+    triggers: np.ndarray
+    visual_rows: np.ndarray
+    audio_rows: np.ndarray
+    target_positions: np.ndarray
+    target_ids: np.ndarray
+    target_weights: np.ndarray
 
 
 class VisionGroup(NamedTuple):

@@ -20,6 +20,8 @@ VERBS = {
     "inspect": "show what the model would receive for a question, without running it",
     "port": "turn a Hugging Face checkpoint into a model directory",
     "export": "write a model directory as Hugging Face safetensors",
+    "data": "make a feature cache of training data, or a tiny training set",
+    "train": "train LatentOmni from a checkpoint or from nothing",
     "doctor": "check this machine: versions, devices, codecs",
 }
 HELP = """\

@@ -24,6 +24,7 @@ from latentomni_jax.backbone.text import unstack
 from latentomni_jax.backbone.thinker import Thinker
 from latentomni_jax.latent import decode as decoding
 from latentomni_jax.latent.decode import DecodeSpec, DecodeState
+from latentomni_jax.latent.masks import media_mask
 from latentomni_jax.latent.trajectory import collate, lay_out
 from latentomni_jax.layout import (
     AudioGroup,
@@ -242,10 +243,13 @@ class LatentOmni:
             keys,
         )
         clockwork("prefill_s", state.token)
+        media = media_mask(self.latent, batch.roles)
         streams = [_TextStream(self.tokenizer) for _ in prompts]
         step = _STREAM_STEP if on_text else spec.max_positions
         for limit in range(step, spec.max_positions + step, step):
-            state = self._decode(spec, self._text_params, batch.lengths, state, np.int32(limit))
+            state = self._decode(
+                spec, self._text_params, batch.lengths, state, np.int32(limit), media
+            )
             if on_text:
                 tokens = np.asarray(state.tokens)
                 for row, stream in enumerate(streams):

@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from data_pipeline.av_events.clips import make_clip
 from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.backbone.thinker import init_params
 from latentomni_jax.commands.inspect import (
@@ -34,7 +35,6 @@ from latentomni_jax.media.text import LATENT_TOKENS, load_tokenizer, train_sente
 from latentomni_jax.media.video import read_clip
 from latentomni_jax.model import Generation, LatentOmni
 from latentomni_jax.weights.checkpoint import save_model
-from launch.demo_clip import make_clip
 
 RUNS = Path("runs/demo")
 QUESTION = "Which shape is on the screen when the highest tone sounds?"

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.av_events.clips import COLOURS, TONES, make_clip
 from latentomni_jax.layout import LatentSpec, MediaSpec
 from latentomni_jax.media.video import read_clip
 from launch.demo import shown_slots
-from launch.demo_clip import COLOURS, TONES, make_clip
 
 ROOT = Path(__file__).parents[1]
 

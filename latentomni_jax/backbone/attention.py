@@ -7,17 +7,18 @@ dim; N is a multiple of K (grouped-query attention) and kv heads are never repea
 
 from __future__ import annotations
 
-import functools
-import math
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from latentomni_jax.backbone import splash
 from latentomni_jax.backbone.types import Array
 
 Implementation = Literal["auto", "xla", "splash", "cudnn"]
+# Queries marked in the first do not see keys marked in the second (both also obey the rest).
+Hidden = tuple[Bool[Array, "B T"], Bool[Array, "B S"]]
 
 # Scores of one query chunk stay below this many elements (f32: 4 bytes each), so that an 18k-token
 # prompt needs a few hundred MB of scores and not 36 GB.
@@ -26,7 +27,12 @@ _NEGATIVE = -1e30  # finite: a row whose keys are all masked gives a mean, not N
 
 
 def choose(
-    implementation: Implementation, *, platform: str, dtype: jnp.dtype, query_length: int
+    implementation: Implementation,
+    *,
+    platform: str,
+    dtype: jnp.dtype,
+    query_length: int,
+    hidden: bool = False,
 ) -> Literal["xla", "splash", "cudnn"]:
     """The backend that `attend` will use.
 
@@ -35,12 +41,13 @@ def choose(
       platform: "cpu", "gpu" or "tpu".
       dtype: of the queries; cuDNN takes only 16-bit ones.
       query_length: splash wants multiples of 128.
+      hidden: some queries do not see some keys, which cuDNN has no linear-memory mask for.
 
     Raises:
       ValueError: the forced backend cannot serve these inputs (never a silent fallback).
     """
     splash_fits = query_length % 128 == 0
-    cudnn_fits = dtype in (jnp.bfloat16, jnp.float16)
+    cudnn_fits = dtype in (jnp.bfloat16, jnp.float16) and not hidden
     if implementation == "auto":
         if platform == "tpu" and splash_fits:
             return "splash"
@@ -49,6 +56,11 @@ def choose(
         return "xla"
     if implementation == "splash" and not splash_fits:
         raise ValueError(f"splash attention needs a multiple of 128 queries, got {query_length}")
+    if implementation == "cudnn" and hidden:
+        raise ValueError(
+            "cuDNN attention cannot hide media from later text (flow 'bottleneck'): take "
+            "implementation='auto' or 'xla', or flow 'open'"
+        )
     if implementation == "cudnn" and not cudnn_fits:
         raise ValueError(f"cuDNN attention needs bfloat16 or float16, got {dtype}")
     if implementation not in ("xla", "splash", "cudnn"):
@@ -63,6 +75,7 @@ def attend(
     *,
     causal: bool,
     lengths: Int[Array, B] | None = None,
+    hidden: Hidden | None = None,
     implementation: Implementation = "auto",
     platform: str | None = None,
 ) -> Float[Array, "B T N H"]:
@@ -72,6 +85,8 @@ def attend(
       q_btnh, k_bskh, v_bskh: queries, keys, values; already rotated, not scaled.
       causal: query t sees keys 0..t, otherwise all.
       lengths: keys at or beyond it are invisible. Outputs of queries beyond it are unspecified.
+      hidden: (bool[B,T], bool[B,T]): queries marked in the first do not see keys marked in the
+        second. The output of a query that then sees no key is unspecified.
       implementation: see `choose`.
       platform: where the program will run; default is JAX's backend (ahead-of-time compilation
         for a TPU on a CPU host passes "tpu").
@@ -84,10 +99,13 @@ def attend(
         platform=platform or _platform(),
         dtype=q_btnh.dtype,
         query_length=q_btnh.shape[1],
+        hidden=hidden is not None,
     )
     with jax.named_scope(f"attention_{backend}"):
         if backend == "splash":
-            return _splash(q_btnh, k_bskh, v_bskh, causal, lengths)
+            return splash.attend(
+                q_btnh, k_bskh, v_bskh, causal=causal, lengths=lengths, hidden=hidden
+            )
         if backend == "cudnn":
             return jax.nn.dot_product_attention(
                 q_btnh,
@@ -98,19 +116,14 @@ def attend(
                 query_seq_lengths=lengths,
                 implementation="cudnn",
             )
-        return _xla(q_btnh, k_bskh, v_bskh, causal, lengths)
+        return _xla(q_btnh, k_bskh, v_bskh, causal, lengths, hidden)
 
 
 def attend_cached(
     q_btnh: Float[Array, "B T N H"],
     k_bksh: Float[Array, "B K S H"],
     v_bksh: Float[Array, "B K S H"],
-    visible_bts: Bool[
-        Array,
-        (
-            B  # T S
-        ),
-    ],
+    visible_bts: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N H"]:
     """Attention of a few queries to a cache, near the bandwidth bound: two einsums.
 
@@ -191,105 +204,55 @@ def _platform() -> str:
 def _dense(q_btnh, k_bskh, v_bskh, visible_bkgts):
     """Reference attention: scores [B,K,G,T,S] in f32, masked, softmax, values."""
     b, t, n, h = q_btnh.shape
-    k = k_bskh.shape[2]
-    q_btkgh = q_btnh.reshape(b, t, k, n // k, h) * h**-0.5
-    scores = jnp.einsum("btkgh,bskh->bkgts", q_btkgh, k_bskh, preferred_element_type=jnp.float32)
+    k, s = k_bskh.shape[2], k_bskh.shape[1]
+    heads_outside = ((0, 1), (0, 1))
+    # As in `attend_cached`: einsums over inner heads take half as long again on CPU.
+    q_bkth = q_btnh.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4) * h**-0.5
+    k_bksh, v_bksh = k_bskh.swapaxes(1, 2), v_bskh.swapaxes(1, 2)
+    scores = jax.lax.dot_general(
+        q_bkth.reshape(b, k, -1, h),
+        k_bksh,
+        (((3,), (3,)), heads_outside),
+        preferred_element_type=jnp.float32,
+    ).reshape(b, k, n // k, t, s)
     if visible_bkgts is not None:
         scores = jnp.where(visible_bkgts, scores, _NEGATIVE)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_bskh.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v_bskh).reshape(b, t, n, h)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_bskh.dtype).reshape(b, k, -1, s)
+    out = jax.lax.dot_general(weights, v_bksh, (((3,), (2,)), heads_outside))
+    out = out.reshape(b, k, n // k, t, h).transpose(0, 3, 1, 2, 4)
+    return out.reshape(b, t, n, h)
 
 
-def _xla(q_btnh, k_bskh, v_bskh, causal, lengths):
+def _xla(q_btnh, k_bskh, v_bskh, causal, lengths, hidden):
     """Dense attention, a chunk of queries at a time when the scores would be large."""
     b, t, n, h = q_btnh.shape
     s = k_bskh.shape[1]
 
-    def visible(start, size):
+    def visible(start, size, blocked_bt):
         mask = jnp.ones((1, 1, 1, size, s), bool)
         if causal:
             mask = (jnp.arange(s) <= start + jnp.arange(size)[:, None])[None, None, None]
         if lengths is not None:
             mask = mask & (jnp.arange(s) < lengths[:, None])[:, None, None, None]
-        return mask if causal or lengths is not None else None
+        if hidden is not None:
+            mask = mask & ~(blocked_bt[:, :, None] & hidden[1][:, None])[:, None, None]
+        return mask if causal or lengths is not None or hidden is not None else None
 
     chunk = max(16, _SCORE_BUDGET // (b * n * s))
     if chunk >= t:
-        return _dense(q_btnh, k_bskh, v_bskh, visible(0, t))
+        return _dense(q_btnh, k_bskh, v_bskh, visible(0, t, hidden and hidden[0]))
     chunk = 1 << (chunk.bit_length() - 1)
     padded = -(-t // chunk) * chunk
-    q_chunks = jnp.pad(q_btnh, ((0, 0), (0, padded - t), (0, 0), (0, 0)))
-    q_chunks = q_chunks.reshape(b, padded // chunk, chunk, n, h).swapaxes(0, 1)
+
+    def chunks(x):
+        x = jnp.pad(x, ((0, 0), (0, padded - t)) + ((0, 0),) * (x.ndim - 2))
+        return x.reshape(b, padded // chunk, chunk, *x.shape[2:]).swapaxes(0, 1)
 
     @jax.checkpoint  # the backward pass recomputes a chunk's scores instead of keeping them all
     def one(args):
-        start, q = args
-        return _dense(q, k_bskh, v_bskh, visible(start, chunk))
+        start, q, blocked_bt = args
+        return _dense(q, k_bskh, v_bskh, visible(start, chunk, blocked_bt))
 
-    out = jax.lax.map(one, (jnp.arange(padded // chunk) * chunk, q_chunks))
+    starts = jnp.arange(padded // chunk) * chunk
+    out = jax.lax.map(one, (starts, chunks(q_btnh), hidden and chunks(hidden[0])))
     return out.swapaxes(0, 1).reshape(b, padded, n, h)[:, :t]
-
-
-def _splash(q_btnh, k_bskh, v_bskh, causal, lengths):
-    """The TPU flash kernel of JAX; lengths become segment ids (padding is its own segment).
-
-    Under a mesh every device runs the kernel on its own rows and heads: a Pallas call is opaque to
-    the partitioner, which would otherwise gather everything everywhere.
-    """
-    h = q_btnh.shape[-1]
-    args = [x.swapaxes(1, 2) for x in (q_btnh * h**-0.5, k_bskh, v_bskh)]
-    if lengths is not None:
-        args.append((jnp.arange(q_btnh.shape[1]) < lengths[:, None]).astype(jnp.int32))
-    mesh = jax.sharding.get_abstract_mesh()
-    run = functools.partial(_splash_shard, causal=causal)
-    if mesh.size > 1:
-        rows = tuple(axis for axis in ("data", "fsdp") if axis in mesh.shape)
-        if q_btnh.shape[0] % math.prod(mesh.shape[axis] for axis in rows):
-            rows = ()
-        heads = "tensor" if k_bskh.shape[2] % mesh.shape.get("tensor", 1) == 0 else None
-        spec = jax.P(rows or None, heads)
-        in_specs = (spec, spec, spec, jax.P(rows or None))[: len(args)]
-        run = jax.shard_map(run, in_specs=in_specs, out_specs=spec, check_vma=False)
-    return run(*args).swapaxes(1, 2).astype(q_btnh.dtype)
-
-
-def _splash_shard(q_bnth, k_bkth, v_bkth, ids_bt=None, *, causal):
-    """The kernel on one device's rows and heads."""
-    kernel = splash_kernel(q_bnth.shape[1], q_bnth.shape[2], causal)
-    if ids_bt is None:
-        return jax.vmap(kernel)(q_bnth, k_bkth, v_bkth)
-    return jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids(ids)))(
-        q_bnth, k_bkth, v_bkth, ids_bt
-    )
-
-
-def segment_ids(ids_t: Int[Array, T]) -> Any:
-    """The same segments for queries and keys, in the kernel's own type."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
-
-    return splash_attention_kernel.SegmentIds(q=ids_t, kv=ids_t)
-
-
-def splash_kernel(heads: int, length: int, causal: bool) -> Any:
-    """JAX's splash kernel for one row: q [N,T,H] (scaled), k and v [K,T,H] -> [N,T,H]."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import (
-        splash_attention_kernel,
-        splash_attention_mask,
-    )
-
-    mask_class = splash_attention_mask.CausalMask if causal else splash_attention_mask.FullMask
-    mask = splash_attention_mask.MultiHeadMask([mask_class((length,) * 2) for _ in range(heads)])
-    size = next(c for c in (512, 256, 128) if length % c == 0)
-    blocks = splash_attention_kernel.BlockSizes(
-        block_q=size,
-        block_kv=size,
-        block_kv_compute=size,
-        block_q_dkv=size,
-        block_kv_dkv=size,
-        block_kv_dkv_compute=size,
-        block_q_dq=size,
-        block_kv_dq=size,
-    )
-    return splash_attention_kernel.make_splash_mha(
-        mask, head_shards=1, q_seq_shards=1, block_sizes=blocks
-    )

@@ -1,7 +1,8 @@
-"""The pieces all three towers share: linear layers, norms, rotary rotation, remat policies."""
+"""The pieces the towers share: linear layers, adapters, norms, rotary rotation, remat policies."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,8 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matmul results
     "full": jax.checkpoint_policies.nothing_saveable,  # keep the layer's input only
 }
+
+_LORA_A, _LORA_B = nn.initializers.normal(0.02), nn.initializers.zeros
 
 
 def remat(module: type[nn.Module], policy: str) -> type[nn.Module]:
@@ -36,10 +39,17 @@ def dense(
     bias: bool,
     dtype: Any,
     param_dtype: Any,
+    lora_rank: int = 0,
+    lora_alpha: float = 16.0,
 ) -> nn.Dense:
-    """A linear layer whose kernel [in, out] carries logical axis names for sharding."""
-    return nn.Dense(
+    """A linear layer whose kernel [in, out] carries logical axis names for sharding.
+
+    With `lora_rank` > 0 it is a `LoraDense`.
+    """
+    lora = {"axes": axes, "rank": lora_rank, "alpha": lora_alpha} if lora_rank else {}
+    return (LoraDense if lora else nn.Dense)(
         features,
+        **lora,
         use_bias=bias,
         dtype=dtype,
         param_dtype=param_dtype,
@@ -47,6 +57,83 @@ def dense(
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, (axes[1],)),
         name=name,
     )
+
+
+class LoraDense(nn.Dense):
+    """A linear layer with a low-rank adapter (LoRA): y = x W + b + (alpha / rank) (x A) B.
+
+    Parameters `lora_a` [in, rank] (normal) and `lora_b` [rank, out] (zeros: a fresh adapter changes
+    nothing) stand beside `kernel` and `bias`.
+    """
+
+    axes: tuple[str, str] = ("embed", "embed")
+    rank: int = 0
+    alpha: float = 16.0
+    promote_dtype: Any = nn.Dense.promote_dtype  # the inherited type cannot be checked in tests
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+        y = super().__call__(x)
+        a, b = (
+            self.param(
+                name, nn.with_logical_partitioning(init, axes), shape, self.param_dtype
+            ).astype(self.dtype)
+            for name, init, axes, shape in (
+                ("lora_a", _LORA_A, (self.axes[0], "lora"), (x.shape[-1], self.rank)),
+                ("lora_b", _LORA_B, ("lora", self.axes[1]), (self.rank, self.features)),
+            )
+        )
+        return y + (x.astype(self.dtype) @ a) @ b * (self.alpha / self.rank)
+
+
+def add_lora(
+    params: dict[str, Any], rank: int, key: jax.Array, dtype: Any = jnp.float32
+) -> dict[str, Any]:
+    """`params` with a fresh adapter beside every kernel of the decoder layers.
+
+    Args:
+      params: ordinary parameters of a thinker (any towers, "text" among them), stacked or not.
+      rank, dtype: of the adapters. Kernels keep theirs, so 16-bit ones can have f32 adapters.
+    """
+    count = itertools.count()
+
+    def add(tree, within_layers):
+        if not isinstance(tree, dict):
+            return tree
+        tree = {
+            name: add(child, within_layers or name.startswith("layers"))
+            for name, child in tree.items()
+        }
+        if within_layers and "kernel" in tree:
+            *layers, inputs, outputs = tree["kernel"].shape
+            a_key = jax.random.fold_in(key, next(count))
+            tree["lora_a"] = _LORA_A(a_key, (*layers, inputs, rank), dtype)
+            tree["lora_b"] = _LORA_B(a_key, (*layers, rank, outputs), dtype)
+        return tree
+
+    return params | {"text": add(params["text"], False)}
+
+
+def merge_lora(params: dict[str, Any], alpha: float) -> dict[str, Any]:
+    """`params` with every adapter folded into its kernel: the ordinary tree, for any layout.
+
+    Args:
+      params: a tree of `LoraDense` and other layers; trees without adapters come back as they are.
+      alpha: the `lora_alpha` of training; the rank is the adapters' own.
+
+    Returns:
+      Kernels W + (alpha / rank) A B, added in f32 and rounded once to the kernel's dtype.
+    """
+    if "lora_a" in params:
+        a, b = (params[name].astype(jnp.float32) for name in ("lora_a", "lora_b"))
+        change = jnp.matmul(a, b, precision="highest") * (alpha / a.shape[-1])
+        kernel = params["kernel"]
+        rest = {name: x for name, x in params.items() if not name.startswith("lora_")}
+        return rest | {"kernel": (kernel.astype(jnp.float32) + change).astype(kernel.dtype)}
+    return {
+        name: merge_lora(child, alpha) if isinstance(child, dict) else child
+        for name, child in params.items()
+    }
 
 
 class RMSNorm(nn.Module):
@@ -76,10 +163,18 @@ class SwiGLU(nn.Module):
     bias: bool
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        types = {"bias": self.bias, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        types = {
+            "bias": self.bias,
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+            "lora_rank": self.lora_rank,
+            "lora_alpha": self.lora_alpha,
+        }
         with jax.named_scope("mlp"):
             gate = dense(self.intermediate_size, ("embed", "mlp"), "gate_proj", **types)(x)
             up = dense(self.intermediate_size, ("embed", "mlp"), "up_proj", **types)(x)

@@ -1,9 +1,4 @@
-"""One table from logical axes to mesh axes, and the shardings that follow from it.
-
-Mesh axes: `data` (batch only), `fsdp` (batch, and parameters split), `tensor` (heads, feed-forward
-and vocabulary split). The encoders hold 15 % of the parameters and have head counts that few
-tensor sizes divide, so they are split over `fsdp` only.
-"""
+"""Shardings of parameters and caches on a mesh, as the table in `axes` has them."""
 
 from __future__ import annotations
 
@@ -12,23 +7,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
+from latentomni_jax.backbone.axes import CACHE_SPEC, ENCODER_RULES, RULES
 from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.backbone.thinker import Thinker
 from latentomni_jax.layout import InputError
-
-RULES = (
-    ("layers", None),
-    ("norm", None),
-    ("patch", None),
-    ("embed", "fsdp"),
-    ("heads", "tensor"),
-    ("mlp", "tensor"),
-    ("vocab", "tensor"),
-)
-ENCODER_RULES = tuple((name, None if axis == "tensor" else axis) for name, axis in RULES)
-CACHE_SPEC = P(None, ("data", "fsdp"), "tensor", None, None)  # [L,B,K,S,H]
 
 
 def validate_mesh(config: ThinkerConfig, mesh: Mesh) -> None:
@@ -52,10 +35,18 @@ def validate_mesh(config: ThinkerConfig, mesh: Mesh) -> None:
             raise InputError(f"{name} {size} does not divide over {axis}={parts}; legal: {legal}")
 
 
-def param_shardings(config: ThinkerConfig, mesh: Mesh) -> dict[str, Any]:
-    """A `NamedSharding` for every parameter (stacked layout) on a (data, fsdp, tensor) mesh."""
+def param_shardings(config: ThinkerConfig, mesh: Mesh, *, lora_rank: int = 0) -> dict[str, Any]:
+    """A `NamedSharding` for every parameter (stacked layout) on a (data, fsdp, tensor) mesh.
+
+    Args:
+      lora_rank: of the thinker whose parameters they are.
+
+    Raises:
+      InputError: see `validate_mesh`.
+    """
     validate_mesh(config, mesh)
-    boxed = jax.eval_shape(Thinker(config).init, jax.random.key(0))["params"]
+    thinker = Thinker(config, lora_rank=lora_rank)
+    boxed = jax.eval_shape(thinker.init, jax.random.key(0))["params"]
     logical = nn.get_partition_spec(boxed)
     return {
         tower: nn.logical_to_mesh_sharding(specs, mesh, RULES if tower == "text" else ENCODER_RULES)

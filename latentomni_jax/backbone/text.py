@@ -9,6 +9,7 @@ parameters and caches are then one tree per layer (`unstack`).
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from latentomni_jax.backbone import attention
+from latentomni_jax.backbone.axes import constrain
 from latentomni_jax.backbone.config import TextConfig
 from latentomni_jax.backbone.layers import RMSNorm, SwiGLU, dense, remat, rotate
 from latentomni_jax.backbone.types import Array
@@ -92,15 +94,18 @@ class DecoderLayer(nn.Module):
     param_dtype: Any
     implementation: attention.Implementation
     platform: str | None
+    lora_rank: int
+    lora_alpha: float
 
     @nn.compact
-    def __call__(self, x_btd, cache, rope, write_index, visible_bts):
+    def __call__(self, x_btd, cache, rope, write_index, visible_bts, hidden):
         config = self.config
         batch, length, _ = x_btd.shape
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        linear = types | {"lora_rank": self.lora_rank, "lora_alpha": self.lora_alpha}
 
         def heads(name, count, y):
-            y = dense(count * config.head_dim, ("embed", "heads"), name, bias=True, **types)(y)
+            y = dense(count * config.head_dim, ("embed", "heads"), name, bias=True, **linear)(y)
             return y.reshape(batch, length, count, config.head_dim)
 
         y = RMSNorm(config.rms_norm_eps, name="input_norm", **types)(x_btd)
@@ -110,9 +115,7 @@ class DecoderLayer(nn.Module):
             v_btkh = heads("v_proj", config.num_kv_heads, y)
         if cache is not None:
             cache = {
-                name: jax.lax.dynamic_update_slice_in_dim(
-                    cache[name], new.swapaxes(1, 2).astype(cache[name].dtype), write_index, axis=2
-                )
+                name: _write(cache[name], new.swapaxes(1, 2).astype(cache[name].dtype), write_index)
                 for name, new in (("k", k_btkh), ("v", v_btkh))
             }
         if visible_bts is not None:
@@ -123,16 +126,25 @@ class DecoderLayer(nn.Module):
                 k_btkh,
                 v_btkh,
                 causal=True,
+                hidden=hidden,
                 implementation=self.implementation,
                 platform=self.platform,
             )
         out = out.astype(x_btd.dtype).reshape(batch, length, -1)
         x_btd = x_btd + dense(
-            config.hidden_size, ("heads", "embed"), "o_proj", bias=False, **types
+            config.hidden_size, ("heads", "embed"), "o_proj", bias=False, **linear
         )(out)
         y = RMSNorm(config.rms_norm_eps, name="post_norm", **types)(x_btd)
-        x_btd = x_btd + SwiGLU(config.intermediate_size, bias=False, name="mlp", **types)(y)
+        x_btd = x_btd + SwiGLU(config.intermediate_size, bias=False, name="mlp", **linear)(y)
         return x_btd, cache
+
+
+def _write(cache_bksh, new_bkth, index):
+    """The cache with `new` from slot `index` on: the same slot in all rows, or i32[B] one each."""
+    update = jax.lax.dynamic_update_slice_in_dim
+    if jnp.ndim(index) == 0:
+        return update(cache_bksh, new_bkth, index, axis=2)
+    return jax.vmap(functools.partial(update, axis=1))(cache_bksh, new_bkth, index)
 
 
 class Decoder(nn.Module):
@@ -142,6 +154,7 @@ class Decoder(nn.Module):
       * no cache: causal over `x`;
       * cache, no `visible`: causal over `x` (a prompt), keys and values written at `write_index`;
       * cache and `visible`: every query sees the cache slots marked True (decode steps).
+    With `lora_rank` > 0 every linear map of the layers has an adapter, see `layers.LoraDense`.
     """
 
     config: TextConfig
@@ -151,6 +164,8 @@ class Decoder(nn.Module):
     platform: str | None = None
     remat_policy: str = "none"
     scan_layers: bool = True
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
 
     def setup(self):
         config = self.config
@@ -162,12 +177,13 @@ class Decoder(nn.Module):
         )
         layer = remat(DecoderLayer, self.remat_policy)
         args = (config, self.dtype, self.param_dtype, self.implementation, self.platform)
+        args += (self.lora_rank, self.lora_alpha)
         if self.scan_layers:
             self.layers = nn.scan(
                 layer,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+                in_axes=(0, *(nn.broadcast,) * 4),
                 length=config.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(*args)
@@ -185,32 +201,38 @@ class Decoder(nn.Module):
             )
 
     def embed(self, token_ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-        return jnp.take(self.embed_tokens, token_ids, axis=0).astype(self.dtype)
+        rows = jnp.take(self.embed_tokens, token_ids, axis=0).astype(self.dtype)
+        return constrain("embedding", rows)
 
     def decode(
         self,
         x_btd: Float[Array, "B T D"],
         position_ids: Int[Array, "3 B T"],
         cache: Cache | None = None,
-        write_index: Int[Array, ""] | int = 0,
-        visible_bts: Bool[
-            Array,
-            (
-                B  # T S
-            ),
-        ]
-        | None = None,
+        write_index: Int[Array, ""] | Int[Array, B] | int = 0,
+        visible_bts: Bool[Array, "B T S"] | None = None,
+        hidden: attention.Hidden | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Hidden states after the final norm (what the head reads), and the updated cache."""
+        """Hidden states after the final norm (what the head reads), and the updated cache.
+
+        Args:
+          x_btd: input embeddings.
+          position_ids: TMRoPE ids.
+          cache: see `make_cache`.
+          write_index: first cache slot of the new keys and values, for all rows or for each.
+          visible_bts: cache slots that each query sees.
+          hidden: (bool[B,T], bool[B,T]) queries and the keys they do not see, where attention is
+            causal over `x`; with `visible_bts`, that says it all.
+        """
         rope = tmrope(self.config, position_ids)
         x_btd = x_btd.astype(self.dtype)
         if self.scan_layers:
-            x_btd, cache = self.layers(x_btd, cache, rope, write_index, visible_bts)
+            x_btd, cache = self.layers(x_btd, cache, rope, write_index, visible_bts, hidden)
             return self.norm(x_btd), cache
         caches = cache if cache is not None else [None] * self.config.num_layers
         updated = []
         for layer, one in zip(self.layers, caches, strict=True):
-            x_btd, one = layer(x_btd, one, rope, write_index, visible_bts)
+            x_btd, one = layer(x_btd, one, rope, write_index, visible_bts, hidden)
             updated.append(one)
         return self.norm(x_btd), tuple(updated) if cache is not None else None
 

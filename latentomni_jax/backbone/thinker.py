@@ -30,6 +30,7 @@ class Thinker(nn.Module):
       implementation, platform: attention backend, see `attention.attend`.
       remat_policy: see `layers.REMAT_POLICIES`.
       scan_layers: decoder layers scanned over stacked parameters, or one by one (`text.unstack`).
+      lora_rank, lora_alpha: adapters of the decoder layers, see `layers.LoraDense`; 0 is none.
     """
 
     config: ThinkerConfig
@@ -39,6 +40,8 @@ class Thinker(nn.Module):
     platform: str | None = None
     remat_policy: str = "none"
     scan_layers: bool = True
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
 
     def setup(self):
         common = {
@@ -47,7 +50,14 @@ class Thinker(nn.Module):
             "remat_policy": self.remat_policy,
         }
         backend = {"implementation": self.implementation, "platform": self.platform}
-        self.text = Decoder(self.config.text, scan_layers=self.scan_layers, **common, **backend)
+        self.text = Decoder(
+            self.config.text,
+            scan_layers=self.scan_layers,
+            lora_rank=self.lora_rank,
+            lora_alpha=self.lora_alpha,
+            **common,
+            **backend,
+        )
         self.vision = VisionEncoder(self.config.vision, **common, **backend)
         self.audio = AudioEncoder(self.config.audio, **common)
 
@@ -60,8 +70,8 @@ class Thinker(nn.Module):
     def embed(self, token_ids):
         return self.text.embed(token_ids)
 
-    def decode(self, x_btd, position_ids, cache=None, write_index=0, visible_bts=None):
-        return self.text.decode(x_btd, position_ids, cache, write_index, visible_bts)
+    def decode(self, x_btd, position_ids, cache=None, write_index=0, visible_bts=None, hidden=None):
+        return self.text.decode(x_btd, position_ids, cache, write_index, visible_bts, hidden)
 
     def logits(self, hidden):
         return self.text.logits(hidden)
@@ -99,13 +109,19 @@ class Thinker(nn.Module):
         return self.text(jnp.zeros((1, 1), jnp.int32), jnp.zeros((3, 1, 1), jnp.int32))
 
 
-def init_params(config: ThinkerConfig, key: jax.Array, dtype: Any = jnp.float32) -> dict[str, Any]:
+def init_params(
+    config: ThinkerConfig, key: jax.Array, dtype: Any = jnp.float32, *, lora_rank: int = 0
+) -> dict[str, Any]:
     """Random parameters (a model trained from nothing), plain arrays without sharding boxes."""
-    variables = jax.jit(Thinker(config, param_dtype=dtype).init)(key)
+    thinker = Thinker(config, param_dtype=dtype, lora_rank=lora_rank)
+    variables = jax.jit(thinker.init)(key)
     return nn.meta.unbox(variables["params"])
 
 
-def abstract_params(config: ThinkerConfig, dtype: Any = jnp.bfloat16) -> dict[str, Any]:
+def abstract_params(
+    config: ThinkerConfig, dtype: Any = jnp.bfloat16, *, lora_rank: int = 0
+) -> dict[str, Any]:
     """Shapes and dtypes of all parameters, without allocating any."""
-    variables = jax.eval_shape(Thinker(config, param_dtype=dtype).init, jax.random.key(0))
+    thinker = Thinker(config, param_dtype=dtype, lora_rank=lora_rank)
+    variables = jax.eval_shape(thinker.init, jax.random.key(0))
     return nn.meta.unbox(variables["params"])

@@ -22,14 +22,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from latentomni_jax.backbone.text import Cache, make_cache
 from latentomni_jax.backbone.thinker import Thinker
 from latentomni_jax.backbone.types import Array
-from latentomni_jax.latent.ospe import ospe
+from latentomni_jax.latent.trajectory import slot_positions
 from latentomni_jax.layout import InputError, LatentSpec
+from pallas_kernels.ospe.api import ospe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,11 +128,7 @@ def prefill(
     batch, length, width = embeds.shape
     config = thinker.config.text
     cache = make_cache(
-        config,
-        batch,
-        length + decode_spec.capacity,
-        embeds.dtype,
-        scan_layers=thinker.scan_layers,
+        config, batch, length + decode_spec.capacity, embeds.dtype, scan_layers=thinker.scan_layers
     )
     hidden, cache = thinker.apply({"params": params}, embeds, position_ids, cache, method="decode")
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
@@ -164,33 +160,45 @@ def decode(
     lengths: Int[Array, B],
     state: DecodeState,
     limit: Int[Array, ""],
+    media_bs: Bool[Array, "B S"] | None = None,
 ) -> DecodeState:
-    """Runs the loop until every row is done or `limit` generated positions are fed."""
+    """Runs the loop until every row is done or `limit` generated positions are fed.
+
+    Args:
+      lengths: of the prompts.
+      state: from `prefill` or an earlier call.
+      media_bs: prompt positions that only triggers and latent slots see from a row's first trigger
+        on (`masks.media_mask`), so none of `prefill`; None hides nothing.
+    """
     first = state.cache if isinstance(state.cache, dict) else state.cache[0]
     prompt = first["k"].shape[-2] - decode_spec.capacity
     slots = jnp.arange(first["k"].shape[-2])
     in_prompt_bs = slots < lengths[:, None]
+    if media_bs is not None:
+        media_bs = jnp.pad(media_bs, ((0, 0), (0, decode_spec.capacity)))
 
     def body(state: DecodeState) -> DecodeState:
         generated = (slots >= prompt) & (slots <= prompt + state.step)
+        visible_bs = in_prompt_bs | generated
+        if media_bs is not None:
+            is_trigger = state.token == decode_spec.spec.trigger_id
+            looks = (state.blocks == 0) | is_trigger | (state.slot > 0)
+            visible_bs &= looks[:, None] | ~media_bs
         hidden, cache = thinker.apply(
             {"params": params},
             state.embed[:, None],
             jnp.broadcast_to(state.position[:, None], (3, len(lengths), 1)),
             state.cache,
             prompt + state.step,
-            (in_prompt_bs | generated)[:, None],
+            visible_bs[:, None],
             method="decode",
         )
         hidden = hidden[:, 0]
         state = state._replace(cache=cache, step=state.step + 1)
         if decode_spec.keep_hidden:
             row = hidden.astype(jnp.float32)[:, None]
-            state = state._replace(
-                hidden=jax.lax.dynamic_update_slice_in_dim(
-                    state.hidden, row, state.step - 1, axis=1
-                )
-            )
+            rows = jax.lax.dynamic_update_slice_in_dim(state.hidden, row, state.step - 1, axis=1)
+            state = state._replace(hidden=rows)
         return _choose(thinker, decode_spec, params, state, hidden, place=state.step)
 
     limit = jnp.minimum(limit, decode_spec.max_positions)
@@ -270,19 +278,6 @@ def latent_input(
 ) -> Float[Array, "*B D"]:
     """The input embedding of a latent slot: OSPE(z, t), or z where OSPE acts elsewhere."""
     return ospe(z, seconds, spec.ospe_base) if spec.ospe_apply in ("feature", "both") else z
-
-
-def slot_positions(spec: LatentSpec, per_second: int) -> tuple[np.ndarray, int]:
-    """TMRoPE offsets i32[K] of a block's slots from its first id, and how many ids it takes.
-
-    Sequential, or for `ospe_apply` "position" and "both" `per_second` ids for each second of the
-    block's clock.
-    """
-    if spec.ospe_apply in ("position", "both"):
-        offsets = np.floor(spec.slot_seconds() * per_second + 1e-3).astype(np.int32)
-    else:
-        offsets = np.arange(spec.num_latents, dtype=np.int32)
-    return offsets, int(offsets.max()) + 1 if len(offsets) else 0
 
 
 def sample(decode_spec: DecodeSpec, logits: Float[Array, "B V"], keys: Array) -> Int[Array, B]:

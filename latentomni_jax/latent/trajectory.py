@@ -26,6 +26,8 @@ from latentomni_jax.layout import (
     AudioPart,
     Batch,
     InputError,
+    LatentPart,
+    LatentSpec,
     Part,
     Role,
     TextPart,
@@ -70,11 +72,19 @@ class Row:
         return int(np.isin(self.roles, roles).sum())
 
 
-def lay_out(config: ThinkerConfig, parts: Sequence[Part], clock: Clock = "true") -> Row:
+def lay_out(
+    config: ThinkerConfig,
+    parts: Sequence[Part],
+    clock: Clock = "true",
+    spec: LatentSpec | None = None,
+) -> Row:
     """Token ids, roles and positions of a sequence of parts.
 
+    Args:
+      spec: needed where the parts hold latent blocks (training examples).
+
     Raises:
-      InputError: no parts, or an audio too short to make one token.
+      InputError: no parts, an audio too short to make one token, or a block without a `spec`.
     """
     columns: list[tuple] = []
     start = 0
@@ -86,6 +96,14 @@ def lay_out(config: ThinkerConfig, parts: Sequence[Part], clock: Clock = "true")
             positions = text_positions(start, size)
             columns.append((part.token_ids, roles, positions, none, none))
             start += size
+            continue
+        if isinstance(part, LatentPart):
+            if spec is None:
+                raise InputError("the parts hold a latent block, but no LatentSpec is given")
+            token_ids, roles, positions = _block(spec, start, config.positions_per_second)
+            none = np.full(len(token_ids), -1, np.int32)
+            columns.append((token_ids, roles, positions, none, none))
+            start = int(positions[0, -1]) + 1
             continue
         if isinstance(part, AudioPart):
             span = audio_span(start, _audio_tokens(part.mel))
@@ -163,6 +181,32 @@ def collate(
                     groups += made
                     batch.feature_index[b, places] = table_rows[row.feature_rows[places]]
     return batch, groups, bucket(offset, TABLE_BUCKETS)
+
+
+def slot_positions(spec: LatentSpec, per_second: int) -> tuple[np.ndarray, int]:
+    """TMRoPE offsets i32[K] of a block's slots from its first id, and how many ids it takes.
+
+    Sequential, or for `ospe_apply` "position" and "both" `per_second` ids for each second of the
+    block's clock.
+    """
+    if spec.ospe_apply in ("position", "both"):
+        offsets = np.floor(spec.slot_seconds() * per_second + 1e-3).astype(np.int32)
+    else:
+        offsets = np.arange(spec.num_latents, dtype=np.int32)
+    return offsets, int(offsets.max()) + 1 if len(offsets) else 0
+
+
+def _block(spec: LatentSpec, start: int, per_second: int):
+    """Token ids, roles and positions [3,K+2] of a latent block, as the decoder lays it out."""
+    offsets, extent = slot_positions(spec, per_second)
+    token_ids = np.full(spec.num_latents + 2, spec.pad_id, np.int32)
+    token_ids[0], token_ids[-1] = spec.trigger_id, spec.stop_id
+    roles = np.repeat(
+        np.array([Role.TRIGGER, Role.LATENT_VISUAL, Role.LATENT_AUDIO, Role.STOP], np.int8),
+        (1, spec.num_visual, spec.num_audio, 1),
+    )
+    ids = np.concatenate([[start], start + 1 + offsets, [start + 1 + extent]]).astype(np.int32)
+    return token_ids, roles, np.broadcast_to(ids, (3, len(ids)))
 
 
 def _audio_tokens(mel: np.ndarray) -> int:

@@ -75,6 +75,33 @@ def patchify(frames: np.ndarray, spec: MediaSpec) -> tuple[np.ndarray, tuple[int
     Raises:
       InputError: where shape or dtype are not as above.
     """
+    split, grid = _split(frames, spec)
+    scale, shift = normalisation(spec)
+    patches = np.empty((grid[0], grid[1] * grid[2], scale.size), np.float32)
+    for rows, part in zip(patches, split, strict=True):  # one pair of frames fits in the cache
+        rows[...] = part.reshape(rows.shape)
+        rows *= scale
+        rows += shift
+    return patches.reshape(-1, scale.size), grid
+
+
+def pixel_patches(frames: np.ndarray, spec: MediaSpec) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """`patchify` without normalising: u8[P, 3*temporal*14*14] pixels as they are, and the grid."""
+    split, grid = _split(frames, spec)
+    return split.reshape(math.prod(grid), -1), grid
+
+
+def normalisation(spec: MediaSpec) -> tuple[np.ndarray, np.ndarray]:
+    """(scale, shift), f32[3*temporal*14*14] each: `patchify` is `pixel_patches * scale + shift`."""
+    mean, std = np.array(spec.image_mean), np.array(spec.image_std)
+    area = spec.temporal_patch_size * spec.patch_size**2
+    scale = np.repeat(1 / (255 * std), area).astype(np.float32)
+    shift = np.repeat(-mean / std, area).astype(np.float32)
+    return scale, shift
+
+
+def _split(frames: np.ndarray, spec: MediaSpec) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """A view of the frames with the axes of patches in their final order, and the grid."""
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
         raise InputError(f"patchify wants frames u8[T,H,W,3], got {frames.dtype}{frames.shape}")
     num_frames, height, width, _ = frames.shape
@@ -84,17 +111,7 @@ def patchify(frames: np.ndarray, spec: MediaSpec) -> tuple[np.ndarray, tuple[int
     if missing := -num_frames % time:
         frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
     t, h, w = len(frames) // time, height // size, width // size
-
     split = frames.reshape(t, time, h // merge, merge, size, w // merge, merge, size, 3)
-    #             t  h  w  mh mw ch tm row col
+    #                       t  h  w  mh mw ch tm row col
     split = split.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
-    mean, std = np.array(spec.image_mean), np.array(spec.image_std)
-    area = time * size * size
-    scale = np.repeat(1 / (255 * std), area).astype(np.float32)
-    shift = np.repeat(-mean / std, area).astype(np.float32)
-    patches = np.empty((t, h * w, 3 * area), np.float32)
-    for rows, part in zip(patches, split, strict=True):  # one pair of frames fits in the cache
-        rows[...] = part.reshape(h * w, 3 * area)
-        rows *= scale
-        rows += shift
-    return patches.reshape(t * h * w, 3 * area), (t, h, w)
+    return split, (t, h, w)

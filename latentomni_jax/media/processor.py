@@ -18,7 +18,7 @@ from latentomni_jax.layout import (
 )
 from latentomni_jax.media.audio import log_mel
 from latentomni_jax.media.chat import chat_prompt
-from latentomni_jax.media.patches import patchify
+from latentomni_jax.media.patches import patchify, pixel_patches
 from latentomni_jax.media.text import Tokenizer, strip_special
 
 # What chat templates write for one media item; the tokens inside are laid out later.
@@ -31,22 +31,28 @@ _PLACEHOLDER = re.compile("|".join(re.escape(text) for text in _PLACEHOLDERS.val
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-def clip_part(clip: Clip, spec: MediaSpec, *, nominal_clock: bool = False) -> Part:
+def clip_part(
+    clip: Clip, spec: MediaSpec, *, nominal_clock: bool = False, compact: bool = False
+) -> VisionPart | AudioPart:
     """The encoders' view of a clip.
 
     Args:
       nominal_clock: date the temporal patches by the sampling rate, as the reference does, and
         not by the frames' own timestamps.
+      compact: patches u8 as the pixels are and mel f16, what the feature cache keeps, instead of
+        f32 normalised patches and f32 mel.
 
     Raises:
       InputError: the clip holds neither pictures nor sound.
     """
     mel = None if clip.audio is None else log_mel(clip.audio, spec)
+    if compact and mel is not None:
+        mel = mel.astype(np.float16)
     if clip.frames is None:
         if mel is None:
             raise InputError("a clip without pictures and without sound: nothing to show the model")
         return AudioPart(mel)
-    patches, grid = patchify(clip.frames, spec)
+    patches, grid = (pixel_patches if compact else patchify)(clip.frames, spec)
     if clip.is_image or nominal_clock:
         seconds = np.arange(grid[0], dtype=np.float32) * (spec.temporal_patch_size / spec.fps)
     else:

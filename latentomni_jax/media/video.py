@@ -1,6 +1,7 @@
 """Files become clips: video frames with their true times, still images, sound on one clock.
 
-`read_clip` is the door: any file in, a `Clip` on one clock out. A video is read twice. The first
+`read_clip` is the door: any file in, a `Clip` on one clock out; `read_segments` also cuts stretches
+out of it. A video is read twice. The first
 reading only lists the times of its pictures, so what is sampled, and how large it may be, is known
 before anything is decoded and never depends on a duration that a header declares. The second
 decodes, and leaves out pictures that are neither sampled nor needed by others.
@@ -15,7 +16,7 @@ import contextlib
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -101,20 +102,49 @@ def read_clip(
     Raises:
       InputError: one line naming the file, where nothing asked for can be read from it.
     """
+    return read_segments(path, spec, (), audio=audio, video=video)[0]
+
+
+def read_segments(
+    path: str | os.PathLike,
+    spec: MediaSpec,
+    segments: Sequence[tuple[float, float]],
+    *,
+    audio: bool = True,
+    video: bool = True,
+) -> tuple[Clip, list[Clip]]:
+    """`read_clip`, and segments cut out of the file, with one decoding for all.
+
+    A segment is what `read_clip` makes of a file that holds just these pictures and this sound:
+    sampled and sized on its own, its 0 s is its first picture. One too short for any picture has
+    the one that is on the screen.
+
+    Args:
+      segments: (start, end) in seconds on the clip's clock, start < end; what lies outside the
+        clip is empty.
+      path, spec, audio, video: as for `read_clip`.
+
+    Returns:
+      The whole clip, and a clip for each segment. Both parts of a segment's clip may be None, as
+      those of an image always are.
+
+    Raises:
+      InputError: as `read_clip`.
+    """
     path = _existing_file(path)
     if _is_image(path):
         if not video:
             raise InputError(f"{path}: is an image, and pictures were not asked for")
-        return read_image(path, spec)
+        return read_image(path, spec), [Clip(None, None, None, 0.0) for _ in segments]
     index = _index_pictures(path)
     origin = None if index is None else float(index.ticks[0] * index.seconds)
-    duration, frames, frame_times, samples = 0.0, None, None, None
+    duration, samples = 0.0, None
+    pictures: list[_Pictures | None] = [None] * (1 + len(segments))
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         sound = pool.submit(_read_sound, path, spec.sampling_rate) if audio else None
         if index is not None and video:
-            frames, seconds = _read_frames(path, index, spec, pool)
-            origin = float(seconds[0])
-            frame_times = (seconds - origin).astype(np.float32)
+            pictures = _read_frames(path, index, spec, segments, pool)
+            origin = float(pictures[0].seconds[0])
         if index is not None:
             duration = index.end - origin
         if sound is not None:
@@ -123,7 +153,7 @@ def read_clip(
             if samples.size and late > duration + _LATEST_SOUND:
                 raise InputError(f"{path}: its sound begins {late:.0f} s after its pictures")
             samples = align(samples, late, spec.sampling_rate)
-    if frames is None and samples is None:
+    if pictures[0] is None and samples is None:
         wanted = " or ".join(["pictures"] * video + ["sound"] * audio) or "nothing"
         raise InputError(f"{path}: no {wanted} to read; expected a video, sound or image file")
     if samples is not None:
@@ -133,7 +163,34 @@ def read_clip(
         if declared - duration > max(1, 0.02 * duration):
             message = f"{path}: ends at {duration:.1f} s, its header says {declared:.1f} s"
             warnings.warn(f"{message}; what is there is used", stacklevel=2)
-    return Clip(frames=frames, frame_times=frame_times, audio=samples, duration=duration)
+    clips = [
+        _cut(shown, samples, start, min(end, duration), origin or 0.0, spec.sampling_rate)
+        for shown, (start, end) in zip(pictures, ((0.0, duration), *segments), strict=True)
+    ]
+    return clips[0], clips[1:]
+
+
+def _cut(
+    pictures: _Pictures | None,
+    samples: np.ndarray | None,
+    start: float,
+    end: float,
+    origin: float,
+    rate: int,
+) -> Clip:
+    """The clip between two moments, whose clock begins at its first picture.
+
+    `samples` and the moments are on the file's clock; it begins at `origin` on the container's.
+    """
+    frames, frame_times = None, None
+    if pictures is not None:
+        frames, seconds = pictures
+        frame_times = (seconds - seconds[0]).astype(np.float32)
+        start = max(start, float(seconds[0]) - origin)
+    if samples is not None:
+        samples = samples[max(0, round(start * rate)) : max(0, round(end * rate))]
+        samples = samples if samples.size else None
+    return Clip(frames, frame_times, samples, duration=max(0.0, end - start))
 
 
 def read_image(path: str | os.PathLike, spec: MediaSpec) -> Clip:
@@ -214,16 +271,82 @@ def _index_pictures(path: Path) -> _Index | None:
         return _Index(stream.index, ticks, seconds, end, has_pts, declared)
 
 
-def _read_frames(
-    path: Path, index: _Index, spec: MediaSpec, pool: Executor
-) -> tuple[np.ndarray, np.ndarray]:
+class _Pictures(NamedTuple):
     """Sampled frames, resized, u8[T,H,W,3], and their times on the container's clock f64[T]."""
-    times = (index.ticks - index.ticks[0]) * index.seconds
-    picked = pick_frames(times, index.end - float(index.ticks[0]) * index.seconds, spec)
-    count = _even_count(len(picked), spec)
-    wanted = index.ticks[picked][:count].tolist()
-    keep = set(wanted)
-    frames, ticks, step = None, [], 0
+
+    frames: np.ndarray
+    seconds: np.ndarray
+
+
+class _Sampling:
+    """Collects the sampled frames of one stretch of a video while it is decoded."""
+
+    def __init__(self, index: _Index, spec: MediaSpec, start: float, end: float):
+        times = (index.ticks - index.ticks[0]) * index.seconds
+        last = index.end - float(index.ticks[0]) * index.seconds
+        first, stop = np.searchsorted(times, np.array([start, end]) - _TOLERANCE)
+        if first == stop and start < last:  # no picture begins in it: the one on the screen
+            first, stop = first - 1, first
+        times = times[first:stop]
+        self._spec = spec
+        self._wanted: list[int] = []  # ticks
+        if len(times):
+            picked = first + pick_frames(times - times[0], min(end, last) - times[0], spec)
+            self._wanted = index.ticks[picked][: _even_count(len(picked), spec)].tolist()
+        self._count = _even_count(len(self._wanted), spec)
+        self._limit = index.ticks[stop] if stop < len(index.ticks) else np.inf  # not of it
+        self._frames: np.ndarray | None = None
+        self._ticks: list[int] = []
+        self._step = 0
+
+    @property
+    def wanted(self) -> list[int]:
+        """Ticks of the frames, in order."""
+        return self._wanted
+
+    @property
+    def is_complete(self) -> bool:
+        return self._step == len(self._wanted)
+
+    def offer(self, tick: int, frame: av.VideoFrame) -> np.ndarray | None:
+        """Where to write a decoded frame, u8[H,W,3], upright; None if it is not sampled."""
+        if tick >= self._limit:
+            self._step = len(self._wanted)
+        if self.is_complete or tick < self._wanted[self._step]:
+            return None
+        # Normally one step; after damage the frame stands for all steps it is late for.
+        while not self.is_complete and self._wanted[self._step] <= tick:
+            self._step += 1
+        if self._frames is None:
+            height, width = frame.height, frame.width
+            if frame.rotation % 180 != 0:
+                height, width = width, height
+            size = frame_size(height, width, self._count, self._spec)
+            self._frames = np.empty((self._count, *size, 3), np.uint8)
+        self._ticks.append(tick)
+        return self._frames[len(self._ticks) - 1]
+
+    def result(self, seconds: float) -> _Pictures | None:
+        """What was collected, None if nothing was; a tick is `seconds` long."""
+        frames, ticks = self._frames, np.array(self._ticks)
+        if frames is None:
+            return None
+        if len(ticks) < self._count:  # too short, or damaged: the count is settled anew
+            repeat = np.minimum(np.arange(_even_count(len(ticks), self._spec)), len(ticks) - 1)
+            frames, ticks = frames[repeat], ticks[repeat]
+        return _Pictures(frames, ticks * seconds)
+
+
+def _read_frames(
+    path: Path,
+    index: _Index,
+    spec: MediaSpec,
+    segments: Sequence[tuple[float, float]],
+    pool: Executor,
+) -> list[_Pictures | None]:
+    """The sampled frames of the whole video, never None, and of each segment."""
+    samplings = [_Sampling(index, spec, *span) for span in ((0.0, np.inf), *segments)]
+    keep = {tick for sampling in samplings for tick in sampling.wanted}
     running: deque = deque()
 
     with _open(path) as container:
@@ -239,40 +362,34 @@ def _read_frames(
             tick = frame.pts
             if not index.has_pts:
                 tick = int(index.ticks[min(number, len(index.ticks) - 1)])
-            if tick is None or tick < wanted[step]:
+            if tick is None:
                 continue
-            # Normally one step; after damage the frame stands for all steps it is late for.
-            while step < len(wanted) and wanted[step] <= tick:
-                step += 1
-            if frames is None:
-                turned = frame.rotation % 180 != 0
-                height, width = (
-                    (frame.width, frame.height) if turned else (frame.height, frame.width)
-                )
-                frames = np.empty((count, *frame_size(height, width, count, spec), 3), np.uint8)
-            running.append(pool.submit(_resize_into, frames[len(ticks)], frame))
-            ticks.append(tick)
+            offered = [sampling.offer(tick, frame) for sampling in samplings]
+            if outs := [out for out in offered if out is not None]:
+                running.append(pool.submit(_resize_into, outs, frame))
             if len(running) > 8:  # whole frames wait here: never many
                 running.popleft().result()
-            if step == len(wanted):
+            if all(sampling.is_complete for sampling in samplings):
                 break
         for job in running:
             job.result()
-    if not ticks:
+    pictures = [sampling.result(index.seconds) for sampling in samplings]
+    if pictures[0] is None:
         raise InputError(f"{path}: no frame of its video can be decoded; re-encode or replace it")
-    if len(ticks) < count:  # too short a video, or a damaged one: the count is settled anew
-        repeat = np.minimum(np.arange(_even_count(len(ticks), spec)), len(ticks) - 1)
-        frames, ticks = frames[repeat], np.array(ticks)[repeat]
-    return frames, np.array(ticks) * index.seconds
+    return pictures
 
 
-def _resize_into(out: np.ndarray, frame: av.VideoFrame):
-    """Writes a decoded frame, upright and resized, to `out` u8[H,W,3]; runs in a worker."""
+def _resize_into(outs: Sequence[np.ndarray], frame: av.VideoFrame):
+    """Writes a decoded frame, upright and resized, to each of `outs` u8[H,W,3]; runs in a worker.
+
+    One worker has the frame for itself: PyAV's frames are not for several threads at once.
+    """
     pixels = frame.to_ndarray(format="rgb24")
     if quarter_turns := round(frame.rotation / 90) % 4:
         pixels = np.rot90(pixels, quarter_turns)
-    size = (out.shape[1], out.shape[0])
-    out[...] = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    image = Image.fromarray(pixels)
+    for out in outs:
+        out[...] = image.resize((out.shape[1], out.shape[0]), Image.Resampling.BICUBIC)
 
 
 def _read_sound(path: Path, rate: int) -> tuple[np.ndarray, float]:

@@ -33,11 +33,16 @@ REQUIRED = {
     "av": ("av", "14.0"),
     "pillow": ("PIL.Image", "10.0"),
     "tqdm": ("tqdm", "4.66"),
+    "optax": ("optax", "0.2.5"),
+    "chex": ("chex", "0.1.89"),
+    "ml-collections": ("ml_collections", "1.0"),
+    "tensorboardX": ("tensorboardX", "2.6"),
 }
 # Distribution -> what is missing without it. Only looked up: some take seconds to import.
 OPTIONAL = {
     "libtpu": "running on TPU, and compiling for one: pip install 'latentomni_jax[tpu]'",
     "grain": "the training data loader: pip install 'latentomni_jax[data]'",
+    "array-record": "training records: pip install 'latentomni_jax[data]'",
     "tensorflow-datasets": "training records: pip install 'latentomni_jax[data]'",
     "torch": "parity tests against the reference: bash launch/test.sh installs it",
     "transformers": "parity tests against the reference: bash launch/test.sh installs it",

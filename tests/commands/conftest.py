@@ -8,13 +8,13 @@ from typing import NamedTuple
 import jax
 import pytest
 
+from data_pipeline.av_events.clips import make_clip
 from latentomni_jax.__main__ import main
 from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.backbone.thinker import init_params
 from latentomni_jax.layout import LatentSpec, MediaSpec
 from latentomni_jax.weights.checkpoint import save_model
 from launch.demo import make_model
-from launch.demo_clip import make_clip
 
 
 class Ran(NamedTuple):

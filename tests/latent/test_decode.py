@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from latentomni_jax.latent.decode import DecodeSpec, latent_input, sample, slot_positions
-from latentomni_jax.latent.ospe import ospe
-from latentomni_jax.latent.trajectory import collate
-from latentomni_jax.layout import InputError, LatentSpec
+from latentomni_jax.latent.decode import DecodeSpec, latent_input, sample
+from latentomni_jax.latent.masks import flow_mask
+from latentomni_jax.latent.trajectory import collate, slot_positions
+from latentomni_jax.layout import InputError, LatentSpec, Role
 from latentomni_jax.model import LatentOmni
+from pallas_kernels.ospe.api import ospe
 from tests.prompts import PromptMaker, reference_inputs
 from tests.reference import make_ported, make_reference
 
@@ -44,8 +45,21 @@ def make_prompts(seed=3):
     ]
 
 
-def full_forward(model, prompt, generation):
-    """Final hidden states of one causal pass over prompt and generated positions [S+n,D]."""
+def generated_roles(spec, ids):
+    """Roles i8[n] of generated ids."""
+    roles = np.full(len(ids), Role.ASSISTANT_TEXT, np.int8)
+    roles[ids == spec.trigger_id], roles[ids == spec.stop_id] = Role.TRIGGER, Role.STOP
+    slots = np.flatnonzero(ids == spec.pad_id).reshape(-1, max(spec.num_latents, 1))
+    roles[slots[:, : spec.num_visual]] = Role.LATENT_VISUAL
+    roles[slots[:, spec.num_visual :]] = Role.LATENT_AUDIO
+    return roles
+
+
+def full_forward(model, prompt, generation, flow=None):
+    """Final hidden states of one pass over prompt and generated positions [S+n,D].
+
+    Attention flows as in the model's spec, or as told.
+    """
     batch, groups, table = collate(model.config, [prompt], clock="nominal")
     length = int(batch.lengths[0])
     embeds = model.embed(batch, groups, table)[:, :length]
@@ -72,8 +86,13 @@ def full_forward(model, prompt, generation):
     ids3 = np.concatenate(
         [batch.position_ids[:, :, :length], np.broadcast_to(positions, (3, 1, len(ids)))], axis=2
     )
+    roles = np.concatenate([batch.roles[0, :length], generated_roles(spec, ids)])[None]
     hidden, _ = model.thinker.apply(
-        {"params": model._text_params}, x, jnp.asarray(ids3), method="decode"
+        {"params": model._text_params},
+        x,
+        jnp.asarray(ids3),
+        hidden=flow_mask(dataclasses.replace(spec, flow=flow or spec.flow), roles),
+        method="decode",
     )
     return np.asarray(hidden[0]), length
 
@@ -81,9 +100,11 @@ def full_forward(model, prompt, generation):
 @pytest.mark.parametrize(
     ("latents", "blocks"), [("off", 0), ("force", 1), ("auto", 3)], ids=["0", "1", "3"]
 )
-@pytest.mark.parametrize("apply", ["feature", "position"])
-def test_decode_equals_full_forward(latents, blocks, apply):
-    spec = dataclasses.replace(SPEC, ospe_apply=apply)
+@pytest.mark.parametrize(
+    "changes", [{}, {"ospe_apply": "position"}, {"flow": "bottleneck"}], ids=str
+)
+def test_decode_equals_full_forward(latents, blocks, changes):
+    spec = dataclasses.replace(SPEC, **changes)
     model = make_model(spec, eager_trigger=latents == "auto")
     prompt = make_prompts()[7] + [PromptMaker(1).text(400)]
     generation = model.generate(
@@ -107,6 +128,9 @@ def test_decode_equals_full_forward(latents, blocks, apply):
         for h in (generation.hidden, hidden[length:-1])
     ]
     np.testing.assert_allclose(*logits, atol=2e-4, rtol=0)
+    if spec.flow == "bottleneck":  # and it is another model where there is a block
+        other, _ = full_forward(model, prompt, generation, flow="open")
+        assert (np.abs(other - hidden).max() > 0.1) == (blocks > 0)
     # The latents are those very states: z_1 = h(u), z_(k+1) = h(slot k).
     states = np.concatenate([hidden[length - 1 : length], generation.hidden])
     np.testing.assert_allclose(
@@ -119,9 +143,11 @@ def ids_before_slots(ids, spec):
     return np.flatnonzero(ids == spec.pad_id)
 
 
-@pytest.mark.parametrize("latents", ["auto", "off"])
-def test_rows_do_not_depend_on_their_batch(latents):
-    model = make_model(eager_trigger=True)
+@pytest.mark.parametrize(
+    ("latents", "flow"), [("auto", "open"), ("off", "open"), ("auto", "bottleneck")]
+)
+def test_rows_do_not_depend_on_their_batch(latents, flow):
+    model = make_model(dataclasses.replace(SPEC, flow=flow), eager_trigger=True)
     prompts = make_prompts()
     options = {"latents": latents, "max_new_tokens": 24, "max_blocks": 2, "temperature": 1.0}
     together = model.generate(prompts, **options)

@@ -1,0 +1,1 @@
+"""Experiment files: `latentomni train --config configs/NAME.py`."""

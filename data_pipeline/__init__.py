@@ -1,0 +1,1 @@
+"""Training data: trajectories, the feature cache, batches. Needs no accelerator."""

@@ -1,0 +1,1 @@
+"""Drawn and played clips: small audio-video events whose truth is known."""

@@ -1,0 +1,180 @@
+"""`latentomni data`: training data is checked, decoded and cached before training begins."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import time
+
+from latentomni_jax.layout import InputError
+
+EPILOG = """\
+examples:
+  latentomni data tiny --out tiny
+
+  the feature cache of that tiny set, its pictures as small as they are:
+    latentomni data cache --data tiny/trajectories.jsonl --out tiny-cache \\
+      --video-min-pixels 3136 --video-max-pixels 12544
+
+  your own data; latentomni data cache --help says what a file of trajectories looks like:
+    latentomni data cache --data train.jsonl --out cache/train
+"""
+CACHE_EPILOG = r"""
+A file of trajectories has one JSON object a line:
+  {"id": "a1", "video": "clips/a1.mp4", "question": "Which shape is seen at the highest tone?",
+   "choices": ["disc", "square"],
+   "reasoning": "I listen.<Unified_Latent></Unified_Latent>It is the second shape.",
+   "segments": [[1.0, 2.5]], "answer": "\\boxed{B}"}
+
+  id, question, answer   required
+  video, audio, image    at most one, a path; none for text alone
+  reasoning              each empty pair of latent tokens becomes a latent block
+  segments               [start, end] seconds of the clip that each pair cites, in order
+  choices, system        options of a multiple-choice question; a system message
+  metadata               an object of your own, kept and not read; other keys are errors
+
+examples:
+  latentomni data cache --data train.jsonl --out cache/train
+
+  clips are elsewhere, more processes, and any mistake in the data ends the run:
+    latentomni data cache --data train.jsonl --media-root /data/clips --out cache/train \
+      --workers 8 --on-error fail
+
+An interrupted run goes on where it was when it is started again. What is left out is listed at the
+end by reason, and in DIR/problems.jsonl.
+Exit code: 0, or 2 with one line on stderr where a file or an option is unusable.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Prepare training data."
+    parser.epilog = EPILOG
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="cache|tiny")
+    raw = argparse.RawDescriptionHelpFormatter
+
+    cache = verbs.add_parser(
+        "cache",
+        help="decode every clip of a file of trajectories once, into a feature cache",
+        description="Decode every clip of a file of trajectories once, into a feature cache.",
+        epilog=CACHE_EPILOG,
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
+    cache.add_argument("--data", required=True, metavar="FILE.jsonl", help="the trajectories")
+    cache.add_argument("--out", required=True, metavar="DIR", help="directory to write")
+    cache.add_argument(
+        "--media-root", metavar="DIR", help="what paths are relative to; default is FILE's folder"
+    )
+    cache.add_argument(
+        "--on-error",
+        choices=("skip", "fail"),
+        default="skip",
+        help="leave unusable trajectories out (default), or end at the first",
+    )
+    cache.add_argument(
+        "--workers",
+        type=int,
+        default=max(1, (os.cpu_count() or 1) // 2),
+        metavar="N",
+        help="processes that decode (default here %(default)s)",
+    )
+    cache.add_argument(
+        "--max-blocks",
+        type=int,
+        default=3,
+        metavar="N",
+        help="latent blocks that a trajectory may have (default %(default)s)",
+    )
+    cache.add_argument(
+        "--shard-files",
+        type=int,
+        default=16,
+        metavar="N",
+        help="clips per file of the cache; what an interrupted run loses (default %(default)s)",
+    )
+    cache.add_argument(
+        "--overwrite", action="store_true", help="replace the feature cache that is in DIR"
+    )
+    sampling = cache.add_argument_group("sampling and sizes (the defaults are the paper's)")
+    for name, (unit, text) in _SPEC_OPTIONS.items():
+        sampling.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=float if name == "fps" else int,
+            metavar=unit,
+            help=text,
+        )
+
+    tiny = verbs.add_parser(
+        "tiny",
+        help="draw a tiny training set, clips and trajectories",
+        description="Draw a tiny training set: clips of moving shapes and tones, and trajectories.",
+        epilog="example:\n  latentomni data tiny --out tiny\n",
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
+    tiny.add_argument("--out", required=True, metavar="DIR", help="directory to write")
+    tiny.add_argument(
+        "--samples", type=int, default=16, metavar="N", help="trajectories (default %(default)s)"
+    )
+    tiny.add_argument("--seed", type=int, default=0, help="of what is drawn (default %(default)s)")
+
+
+_SPEC_OPTIONS = {
+    "fps": ("N", "frames per second that are sampled (default 2)"),
+    "min_frames": ("N", "frames of a video at least (default 4)"),
+    "max_frames": ("N", "frames of a video at most (default 256)"),
+    "video_min_pixels": ("N", "pixels of a frame at least (default 100352)"),
+    "video_max_pixels": ("N", "pixels of a frame at most (default 105369)"),
+    "total_pixels": ("N", "pixels of all frames at most, pairs counted once (default 90316800)"),
+    "image_min_pixels": ("N", "pixels of an image at least (default 3136)"),
+    "image_max_pixels": ("N", "pixels of an image at most (default 12845056)"),
+}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `cache` or `tiny`; 0 when all went well. Raises InputError."""
+    return {"cache": _cache, "tiny": _tiny}[args.verb](args)
+
+
+def _cache(args: argparse.Namespace) -> int:
+    from data_pipeline.cache import TRAINING_SPEC, build_cache
+
+    given = {name: getattr(args, name) for name in _SPEC_OPTIONS}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        if not 0 < value < float("inf"):
+            raise InputError(f"--{name.replace('_', '-')} should be more than 0, got {value}")
+    spec = dataclasses.replace(TRAINING_SPEC, **given)
+    for kind in ("video", "image"):
+        low, high = getattr(spec, f"{kind}_min_pixels"), getattr(spec, f"{kind}_max_pixels")
+        if low > high:
+            raise InputError(f"--{kind}-min-pixels {low} is more than --{kind}-max-pixels {high}")
+    if spec.min_frames > spec.max_frames:
+        raise InputError(f"--min-frames {spec.min_frames} is more than {spec.max_frames}")
+    started = time.monotonic()
+    summary = build_cache(
+        args.data,
+        args.out,
+        spec,
+        media_root=args.media_root,
+        on_error=args.on_error,
+        workers=args.workers,
+        max_blocks=args.max_blocks,
+        shard_files=args.shard_files,
+        overwrite=args.overwrite,
+    )
+    print(f"{summary}\nin {time.monotonic() - started:.1f} s to {args.out}")
+    return 0
+
+
+def _tiny(args: argparse.Namespace) -> int:
+    from data_pipeline.av_events.tiny import CACHE_OPTIONS, make_tiny_set
+
+    path = make_tiny_set(args.out, args.samples, args.seed)
+    options = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in CACHE_OPTIONS.items())
+    print(
+        f"{args.samples} trajectories in {path}; next:\n"
+        f"  latentomni data cache --data {path} --out {args.out}-cache {options}"
+    )
+    return 0

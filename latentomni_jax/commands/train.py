@@ -1,0 +1,77 @@
+"""`latentomni train`: a config and a work directory become a trained model."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import pathlib
+import sys
+
+EPILOG = """\
+examples:
+  latentomni train --config configs/tiny.py --workdir runs/tiny
+
+  that was a tiny model from nothing, on clips drawn for it, minutes on a laptop;
+  now a checkpoint, on a feature cache of your own (see `latentomni data cache --help`)
+    latentomni train --config configs/qwen2_5_omni_7b.py --workdir gs/run1 \\
+      --set model.directory=Qwen2.5-Omni-7B --set data.cache=cache/train
+
+  an ablation, with another learning rate
+    latentomni train --config configs/ablations.py:without_ospe --workdir runs/no_ospe \\
+      --set optimizer.learning_rate=3e-5
+
+  what a config would do, without doing it
+    latentomni train --config configs/tiny.py --workdir runs/tiny --print-config
+
+The work directory gets metrics.jsonl, tensorboard/, checkpoints/ and, at the end, model/, which
+`latentomni answer --model` takes. Started again with the same config, a run that was stopped or
+killed goes on from its last checkpoint, exactly as if nothing had happened. Ctrl-C and SIGTERM save
+a checkpoint first.
+Exit code: 0; 2 with one line on stderr where config, data or checkpoint are unusable; 3 where the
+run was interrupted and can be continued.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Train LatentOmni."
+    parser.epilog = EPILOG
+    parser.add_argument(
+        "--config", required=True, help="experiment file, or FILE:NAME where it has several"
+    )
+    parser.add_argument(
+        "--workdir", required=True, type=pathlib.Path, help="checkpoints, metrics and model"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
+        help="change a field of the config, such as optimizer.steps=100; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the whole config and stop"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from latentomni_jax.train.config import load
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    config = load(args.config, args.settings)
+    if args.print_config:
+        print(config)
+        return 0
+    from latentomni_jax.train.loop import Trainer
+
+    trainer = Trainer(config, args.workdir.absolute())
+    print(trainer.describe(), file=sys.stderr)
+    result = trainer.train()
+    if summary := trainer.feed.summary():
+        print(f"left out of training\n{summary}", file=sys.stderr)
+    if result.model is None:
+        print(f"stopped after step {result.step}; start it again to continue", file=sys.stderr)
+        return 3
+    losses = ", ".join(
+        f"{name.removeprefix('loss/')} {result.last[name]:.4g}"
+        for name in ("loss/total", "loss/text", "loss/latent", "loss/sync")
+        if name in result.last
+    )
+    print(f"{result.step} steps; {losses or 'nothing left to do'}\nmodel: {result.model}")
+    return 0

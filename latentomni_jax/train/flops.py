@@ -1,0 +1,70 @@
+"""Model FLOPs of a training step, and the share of the machine's peak that they are (MFU).
+
+Counted: every matrix product of the forward pass and twice that for the backward pass of what
+trains (1x + 2x; frozen towers 1x), attention with its causal half only, the head for predicted
+positions only. Not counted: recomputation, padding, element-wise work.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from latentomni_jax.backbone.config import ThinkerConfig
+from latentomni_jax.layout import TrainBatch
+
+# Dense bf16 peak of a device in FLOP/s, by a piece of its `device_kind`; vendors' data sheets.
+PEAKS = {
+    "v5 lite": 197e12,
+    "v5e": 197e12,
+    "v6 lite": 918e12,
+    "v6e": 918e12,
+    "v5p": 459e12,
+    "v5": 459e12,
+    "v4": 275e12,
+    "h200": 989e12,
+    "h100": 989e12,
+}
+
+
+def peak(device_kind: str) -> float | None:
+    """FLOP/s of one device, None where it is not known (CPUs)."""
+    kind = device_kind.lower()
+    return next((value for name, value in PEAKS.items() if name in kind), None)
+
+
+def step_flops(
+    config: ThinkerConfig, batch: TrainBatch, frozen: tuple[str, ...] = ("vision",)
+) -> float:
+    """FLOPs of one step over a host batch (any leading axes)."""
+    text, vision, audio = config.text, config.vision, config.audio
+    lengths = np.asarray(batch.lengths, np.float64)
+    heads = (2 * text.num_heads + 2 * text.num_kv_heads) * text.head_dim
+    layer = text.hidden_size * (heads + 3 * text.intermediate_size)
+    decoder = 2 * text.num_layers * layer * lengths.sum()
+    # Scores and values: 4 N H S a query, of which causality needs half.
+    decoder += 2 * text.num_layers * text.num_heads * text.head_dim * (lengths**2).sum()
+    targets = float(np.sum(np.asarray(batch.target_weights) > 0))
+    decoder += 2 * text.hidden_size * text.vocab_size * targets
+
+    patches = np.asarray(batch.patch_lengths, np.float64)
+    width = vision.hidden_size
+    per_patch = vision.patch_dim * width
+    per_patch += vision.depth * width * (4 * width + 3 * vision.intermediate_size)
+    wide = width * vision.merge_size**2
+    per_patch += wide * (wide + vision.out_hidden_size) / vision.merge_size**2
+    full = len(vision.full_attention_layers)
+    window = (vision.window_size // vision.patch_size) ** 2
+    frames = 2 * per_patch * patches.sum() + 4 * width * (
+        full * (patches**2).sum() + (vision.depth - full) * window * patches.sum()
+    )
+
+    mel = np.asarray(batch.mel_lengths, np.float64)
+    width, steps = audio.hidden_size, mel / 2
+    per_step = audio.num_layers * width * (4 * width + 2 * audio.intermediate_size)
+    per_step += 6 * audio.num_mel_bins * width + 3 * width**2 + width * audio.out_hidden_size / 2
+    sound = 2 * per_step * steps.sum() + 4 * audio.num_layers * width * (steps**2).sum()
+    return (
+        3 * decoder
+        + (1 if "vision" in frozen else 3) * frames
+        + (1 if "audio" in frozen else 3) * sound
+    )

@@ -1,0 +1,120 @@
+"""Where a run starts: a checkpoint's weights, specs and tokenizer, or a model from nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from latentomni_jax.backbone.config import ThinkerConfig
+from latentomni_jax.backbone.layers import add_lora
+from latentomni_jax.backbone.sharding import param_shardings
+from latentomni_jax.backbone.thinker import Thinker, abstract_params
+from latentomni_jax.latent.options import Objective
+from latentomni_jax.latent.sync import init_sync
+from latentomni_jax.layout import InputError, LatentSpec, MediaSpec
+from latentomni_jax.media.text import LATENT_TOKENS, load_tokenizer, train_sentencepiece
+from latentomni_jax.train.state import init_latent_rows
+from latentomni_jax.weights.checkpoint import load_model
+from latentomni_jax.weights.specs import read_specs
+
+_TINY_PIECES = 400  # of a tokenizer trained on the run's own text
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Start:
+    """What is known before any weight is loaded.
+
+    Attributes:
+      directory: of the checkpoint; None for a model from nothing.
+      tokenizer_dir: where its tokenizer is.
+    """
+
+    directory: pathlib.Path | None
+    tokenizer_dir: pathlib.Path
+    config: ThinkerConfig
+    latent: LatentSpec
+    media: MediaSpec
+
+
+def find_start(
+    directory: str, preset: str, workdir: pathlib.Path, texts: Callable[[], Iterable[str]]
+) -> Start:
+    """Reads a checkpoint's specs, or designs a model around a tokenizer trained on `texts`.
+
+    Raises:
+      InputError: no such checkpoint or preset.
+    """
+    if directory:
+        config, latent, media = read_specs(directory)
+        return Start(pathlib.Path(directory), pathlib.Path(directory), config, latent, media)
+    if preset != "tiny":
+        raise InputError(f"model.preset must be tiny where model.directory is empty: {preset!r}")
+    tokenizer_dir = workdir / "tokenizer"
+    if not tokenizer_dir.is_dir():
+        train_sentencepiece(texts(), tokenizer_dir, vocab_size=_TINY_PIECES)
+    config, latent = tiny_model(tokenizer_dir)
+    return Start(None, tokenizer_dir, config, latent, MediaSpec())
+
+
+def tiny_model(tokenizer_dir: pathlib.Path) -> tuple[ThinkerConfig, LatentSpec]:
+    """A small thinker whose vocabulary is a tokenizer's, and its latent tokens."""
+    tokenizer = load_tokenizer(tokenizer_dir)
+    config = ThinkerConfig.tiny(
+        vocab_size=-(-tokenizer.vocab_size // 64) * 64,
+        audio_token_id=tokenizer.id("<|AUDIO|>"),
+        audio_start_id=tokenizer.id("<|audio_bos|>"),
+        audio_end_id=tokenizer.id("<|audio_eos|>"),
+        vision_start_id=tokenizer.id("<|vision_bos|>"),
+        vision_end_id=tokenizer.id("<|vision_eos|>"),
+        image_token_id=tokenizer.id("<|IMAGE|>"),
+        video_token_id=tokenizer.id("<|VIDEO|>"),
+    )
+    pad, trigger, stop = map(tokenizer.id, LATENT_TOKENS)
+    return config, LatentSpec(pad_id=pad, trigger_id=trigger, stop_id=stop)
+
+
+def abstract_start(start: Start, options: Objective, *, dtype: Any, lora_rank: int) -> Any:
+    """Shapes and dtypes of what `load_params` returns, without loading anything."""
+    towers = abstract_params(
+        start.config, jnp.float32 if start.directory is None else dtype, lora_rank=lora_rank
+    )
+    width = start.config.text.hidden_size
+    sync = jax.eval_shape(lambda: init_sync(options, width, jax.random.key(0)))
+    return {**towers, "sync": sync}
+
+
+def load_params(
+    start: Start, options: Objective, mesh: Mesh, *, dtype: Any, lora_rank: int, seed: int
+) -> dict[str, Any]:
+    """Parameters on the mesh, with the training-only ones: sync, adapters, rows of new tokens.
+
+    Args:
+      dtype: of loaded weights; masters are made from them. Models from nothing are float32.
+    """
+    keys = jax.random.split(jax.random.key(seed), 3)
+    shardings = param_shardings(start.config, mesh)
+    if start.directory is not None:
+        params = load_model(start.directory, shardings=shardings, dtype=dtype).params
+    else:
+        make = jax.jit(
+            lambda key: nn.meta.unbox(Thinker(start.config).init(key)["params"]),
+            out_shardings=shardings,
+        )
+        params = make(keys[0])
+    params = jax.jit(lambda p: init_latent_rows(p, options.spec, seed), out_shardings=shardings)(
+        params
+    )
+    if lora_rank:
+        with_lora = param_shardings(start.config, mesh, lora_rank=lora_rank)
+        add = jax.jit(
+            lambda p, key: add_lora(p, lora_rank, key, jnp.float32), out_shardings=with_lora
+        )
+        params = add(params, keys[1])
+    return {**params, "sync": init_sync(options, start.config.text.hidden_size, keys[2])}

@@ -1,0 +1,135 @@
+"""One training step: gradients of the objective over micro-batches, one optimiser update.
+
+Losses are sums divided by counts of the whole step, so micro-batches and devices simply add up and
+the result does not depend on how a batch is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from latentomni_jax.backbone.thinker import Thinker
+from latentomni_jax.backbone.types import Array
+from latentomni_jax.latent.objective import Counts, count, objective
+from latentomni_jax.latent.options import Objective
+from latentomni_jax.layout import TrainBatch
+from latentomni_jax.train.state import TrainState, merge
+
+Metrics = dict[str, Array]
+BATCH_AXES = ("data", "fsdp")
+
+
+def make_step(
+    thinker: Thinker,
+    options: Objective,
+    optimizer: optax.GradientTransformation,
+    shardings: Any = None,
+) -> Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]:
+    """The step as a pure function, to be jitted with the state donated.
+
+    Args:
+      shardings: of `TrainState.params`; gradients are pinned to them (left to itself XLA gathers
+        them over fsdp).
+
+    Returns:
+      step(state, batch) -> state, metrics. The batch's leaves have a leading axis of micro-batches.
+    """
+
+    def cast(params):
+        # Once, while still sharded, so that what is gathered is of the computation's width.
+        towers = {name: tree for name, tree in params.items() if name != "sync"}
+        cast = jax.tree.map(lambda x: x.astype(thinker.dtype), towers)
+        return {**params, **cast}
+
+    def gradients(state: TrainState, counts: Counts, batch: TrainBatch, key: Array):
+        def loss(trained):
+            params = cast(merge(trained, state.frozen))
+            return objective(thinker, options, params, batch, counts, key)
+
+        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        if shardings is not None:
+            grads = jax.lax.with_sharding_constraint(grads, shardings)
+        return grads, metrics
+
+    def step(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
+        micro = batch.token_ids.shape[0]
+        counts = jax.tree.map(jnp.sum, jax.vmap(lambda one: count(options.spec, one))(batch))
+        keys = jax.random.split(jax.random.fold_in(state.key, state.step), micro)
+        if micro == 1:
+            one = jax.tree.map(lambda x: x[0], batch)
+            grads, metrics = gradients(state, counts, one, keys[0])
+        else:
+
+            def add(total, xs):
+                return jax.tree.map(jnp.add, total, gradients(state, counts, *xs)), None
+
+            first = jax.tree.map(lambda x: x[0], (batch, keys))
+            shapes = jax.eval_shape(lambda: gradients(state, counts, *first))
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            (grads, metrics), _ = jax.lax.scan(add, zeros, (batch, keys))
+
+        norm = optax.global_norm(grads)
+        is_finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss/total"])
+        updates, new_optimizer = optimizer.update(grads, state.optimizer, state.params)
+        new_params = optax.apply_updates(state.params, updates)
+
+        def unless_broken(new, old):
+            return jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, old)
+
+        skipped = state.skipped + ~is_finite
+        metrics = metrics | {
+            "gradient_norm": norm,
+            "temperature": jnp.exp(-merge(state.params, state.frozen)["sync"]["log_scale"]),
+            "skipped_steps": skipped,
+            "tokens": jnp.sum(batch.lengths),
+            "targets": counts.targets,
+            "blocks": counts.blocks,
+        }
+        return state._replace(
+            step=state.step + 1,
+            params=unless_broken(new_params, state.params),
+            optimizer=unless_broken(new_optimizer, state.optimizer),
+            skipped=skipped,
+        ), metrics
+
+    return step
+
+
+def batch_shardings(mesh: Mesh) -> TrainBatch:
+    """Rows over data and fsdp; the leading axis is micro-batches, `position_ids` has its own."""
+    rows = NamedSharding(mesh, jax.P(None, BATCH_AXES))
+    return TrainBatch(**{name: rows for name in TrainBatch._fields})._replace(
+        position_ids=NamedSharding(mesh, jax.P(None, None, BATCH_AXES))
+    )
+
+
+def jit_step(
+    thinker: Thinker,
+    options: Objective,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    shardings: TrainState,
+    max_traces: int | None = None,
+) -> Any:
+    """The compiled step on a mesh; call and lower it under `jax.set_mesh(mesh)`.
+
+    Args:
+      max_traces: raise AssertionError when it is traced more often: a run compiles once for each
+        batch shape, and anything more is a mistake that would cost minutes every step.
+    """
+    step = make_step(thinker, options, optimizer, shardings.params)
+    if max_traces is not None:
+        step = chex.assert_max_traces(step, n=max_traces)
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch_shardings(mesh)),
+        out_shardings=(shardings, NamedSharding(mesh, jax.P())),
+        donate_argnums=0,
+    )

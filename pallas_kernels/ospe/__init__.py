@@ -1,0 +1,1 @@
+"""OSPE: a latent rotated by the time it stands for. `api.ospe` is the one to call."""

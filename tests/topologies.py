@@ -1,0 +1,17 @@
+"""TPU topologies to compile for; needs libtpu and no TPU."""
+
+import os
+
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+
+def tpu_mesh(name, fsdp=1, data=1):
+    """A (data, fsdp, tensor) mesh of a topology's chips; tensor takes those that are left."""
+    pytest.importorskip("libtpu", reason="compiling for a TPU needs libtpu (pip install libtpu)")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    from jax.experimental import topologies
+
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    return Mesh(np.array(devices).reshape(data, fsdp, -1), ("data", "fsdp", "tensor"))

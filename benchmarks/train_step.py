@@ -67,7 +67,7 @@ LOADS = {
     "tiny": Load(rows=4, video=(4, 8, 8), segment=(2, 8, 8), blocks=2, text=16, answer=8),
     "100m": Load(rows=2, video=(8, 8, 8), segment=(5, 8, 8), blocks=2, text=24, answer=16),
     "7b-layers": Load(
-        rows=1, video=(48, 16, 30), segment=(5, 16, 30), blocks=3, text=594, answer=128
+        rows=1, video=(48, 16, 30), segment=(5, 16, 30), blocks=3, text=586, answer=128
     ),
 }
 

@@ -123,6 +123,14 @@ class MediaSpec:
         """Height and width of a resized frame are multiples of this (28)."""
         return self.patch_size * self.merge_size
 
+    def normalisation(self) -> tuple[np.ndarray, np.ndarray]:
+        """(scale, shift), f32[3*temporal*14*14] each: a patch's pixels u8 * scale + shift are the
+        vision encoder's input."""
+        mean, std = np.array(self.image_mean), np.array(self.image_std)
+        area = self.temporal_patch_size * self.patch_size**2
+        scale = np.repeat(1 / (255 * std), area).astype(np.float32)
+        return scale, np.repeat(-mean / std, area).astype(np.float32)
+
     @classmethod
     def from_hf(cls, config: dict[str, Any], **overrides) -> MediaSpec:
         """From a checkpoint's `preprocessor_config.json` (images and audio; video is ours)."""

@@ -94,11 +94,11 @@ class DecoderLayer(nn.Module):
     param_dtype: Any
     implementation: attention.Implementation
     platform: str | None
-    lora_rank: int
-    lora_alpha: float
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
 
     @nn.compact
-    def __call__(self, x_btd, cache, rope, write_index, visible_bts, hidden):
+    def __call__(self, x_btd, cache, rope, write_index, visible_bts, hidden=None):
         config = self.config
         batch, length, _ = x_btd.shape
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float, Integer
 
 from latentomni_jax.backbone.thinker import Thinker
@@ -18,11 +17,9 @@ from latentomni_jax.layout import MediaSpec, TrainBatch
 
 
 def normalise(media: MediaSpec, pixels: Integer[Array, "*B patch"], dtype: Any) -> Array:
-    """Pixels u8 -> the encoder's input, as the checkpoint's image processor does it."""
-    area = media.temporal_patch_size * media.patch_size**2
-    mean = np.repeat(np.asarray(media.image_mean, np.float32), area)
-    std = np.repeat(np.asarray(media.image_std, np.float32), area)
-    return (pixels.astype(jnp.float32) * (1 / (255 * std)) - mean / std).astype(dtype)
+    """Pixels u8 -> the vision encoder's input, as the checkpoint's image processor makes it."""
+    scale, shift = media.normalisation()
+    return (pixels.astype(jnp.float32) * scale + shift).astype(dtype)
 
 
 def encode_media(

@@ -88,7 +88,12 @@ def lay_out(
     """
     columns: list[tuple] = []
     start = 0
+    in_prompt = True
     for item, part in enumerate(parts):
+        if in_prompt and _is_answer(part):
+            # The assistant's turn begins where decoding would: after the largest id of the prompt.
+            start = max((int(positions.max()) + 1 for _, _, positions, *_ in columns), default=0)
+            in_prompt = False
         if isinstance(part, TextPart):
             size = len(part.token_ids)
             none = np.full(size, -1, np.int32)
@@ -181,6 +186,13 @@ def collate(
                     groups += made
                     batch.feature_index[b, places] = table_rows[row.feature_rows[places]]
     return batch, groups, bucket(offset, TABLE_BUCKETS)
+
+
+def _is_answer(part: Part) -> bool:
+    """Whether a part is the assistant's, and not the prompt's."""
+    return isinstance(part, LatentPart) or (
+        isinstance(part, TextPart) and part.role in (Role.ASSISTANT_TEXT, Role.ANSWER)
+    )
 
 
 def slot_positions(spec: LatentSpec, per_second: int) -> tuple[np.ndarray, int]:

@@ -76,7 +76,7 @@ def patchify(frames: np.ndarray, spec: MediaSpec) -> tuple[np.ndarray, tuple[int
       InputError: where shape or dtype are not as above.
     """
     split, grid = _split(frames, spec)
-    scale, shift = normalisation(spec)
+    scale, shift = spec.normalisation()
     patches = np.empty((grid[0], grid[1] * grid[2], scale.size), np.float32)
     for rows, part in zip(patches, split, strict=True):  # one pair of frames fits in the cache
         rows[...] = part.reshape(rows.shape)
@@ -89,15 +89,6 @@ def pixel_patches(frames: np.ndarray, spec: MediaSpec) -> tuple[np.ndarray, tupl
     """`patchify` without normalising: u8[P, 3*temporal*14*14] pixels as they are, and the grid."""
     split, grid = _split(frames, spec)
     return split.reshape(math.prod(grid), -1), grid
-
-
-def normalisation(spec: MediaSpec) -> tuple[np.ndarray, np.ndarray]:
-    """(scale, shift), f32[3*temporal*14*14] each: `patchify` is `pixel_patches * scale + shift`."""
-    mean, std = np.array(spec.image_mean), np.array(spec.image_std)
-    area = spec.temporal_patch_size * spec.patch_size**2
-    scale = np.repeat(1 / (255 * std), area).astype(np.float32)
-    shift = np.repeat(-mean / std, area).astype(np.float32)
-    return scale, shift
 
 
 def _split(frames: np.ndarray, spec: MediaSpec) -> tuple[np.ndarray, tuple[int, int, int]]:

@@ -19,7 +19,6 @@ from data_pipeline.records import Records
 from data_pipeline.trajectories import PAIR, DataProblem, Reason
 from latentomni_jax.layout import AudioPart, InputError, VisionPart
 from latentomni_jax.media.audio import log_mel
-from latentomni_jax.media.patches import normalisation
 from latentomni_jax.media.processor import clip_part
 from latentomni_jax.media.video import read_clip
 from tests.data_pipeline.conftest import SPEC
@@ -56,7 +55,7 @@ def test_media_come_back_exactly(records, tiny):
             np.testing.assert_array_equal(frames_of(media.prompt), clip.frames)
             np.testing.assert_array_equal(media.prompt.seconds, clip.frame_times[::2])
             f32 = clip_part(clip, SPEC).patches
-            scale, shift = normalisation(SPEC)
+            scale, shift = SPEC.normalisation()
             pixels = media.prompt.patches.astype(np.float32)
             np.testing.assert_array_equal(pixels * scale + shift, f32)
         else:

@@ -1,13 +1,11 @@
 """The decode loop compiled for a real TPU topology: caches aliased, little temporary memory."""
 
 import functools
-import os
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from latentomni_jax.backbone.config import ThinkerConfig
@@ -17,22 +15,14 @@ from latentomni_jax.backbone.thinker import Thinker, abstract_params
 from latentomni_jax.latent import decode as decoding
 from latentomni_jax.latent.decode import DecodeSpec, DecodeState
 from latentomni_jax.layout import LatentSpec
+from tests.topologies import tpu_mesh
 
 pytestmark = pytest.mark.tpu_compile
 
 
-def topology_mesh(name):
-    pytest.importorskip("libtpu", reason="compiling for a TPU needs libtpu (pip install libtpu)")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    from jax.experimental import topologies
-
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-    return Mesh(np.array(devices).reshape(1, 1, -1), ("data", "fsdp", "tensor"))
-
-
 def programs(topology, batch, length):
     """Abstract inputs of the 7B prefill and decode programs at B x S, tensor-parallel."""
-    mesh = topology_mesh(topology)
+    mesh = tpu_mesh(topology)
     config = ThinkerConfig.qwen2_5_omni_7b()
     thinker = Thinker(config, dtype=jnp.bfloat16, platform="tpu")
     spec = DecodeSpec(spec=LatentSpec(), max_new_tokens=256, max_blocks=3, eos_ids=(151645,))

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from latentomni_jax.backbone.audio import num_audio_tokens
 from latentomni_jax.backbone.thinker import Thinker
 from latentomni_jax.latent.anchors import anchors
-from latentomni_jax.latent.encode import encode_media
+from latentomni_jax.latent.encode import encode_media, normalise
 from latentomni_jax.latent.examples import collate_examples, lay_out_example, needed_shape
 from latentomni_jax.latent.objective import count
 from latentomni_jax.latent.trajectory import lay_out
@@ -24,7 +25,6 @@ from latentomni_jax.layout import (
     TextPart,
     VisionPart,
 )
-from latentomni_jax.media.patches import normalisation
 from latentomni_jax.model import LatentOmni
 from tests.examples import MEDIA, SPEC, ExampleMaker, make_batch, mixed_examples, roomy_shape
 from tests.reference import make_ported, make_reference
@@ -126,7 +126,8 @@ def test_targets_are_what_the_assistant_says():
             else:
                 place = np.flatnonzero(row.items == i)[-1] + 2 + _has_both(part)
         real = batch.target_weights[b] > 0
-        assert list(zip(batch.target_positions[b][real] + 1, batch.target_ids[b][real])) == said  # noqa: B905
+        assert list(batch.target_positions[b][real] + 1) == [place for place, _ in said]
+        assert list(batch.target_ids[b][real]) == [token for _, token in said]
         assert set(batch.target_weights[b]) <= {0.0, 1.0}
         # What follows a block is predicted from the stop token, which nobody predicts.
         roles = batch.roles[b]
@@ -181,10 +182,8 @@ def test_features_and_anchors_are_those_of_their_media():
 
 def test_pixels_are_normalised_as_the_processor_does_it():
     """u8 patches of the batch, scaled on the device, are `patchify`'s floats."""
-    from latentomni_jax.latent.encode import normalise
-
     pixels = np.arange(256, dtype=np.uint8).repeat(5)[: 3 * 2 * 14 * 14].reshape(1, -1)
-    scale, shift = normalisation(MEDIA)
+    scale, shift = MEDIA.normalisation()
     np.testing.assert_allclose(
         normalise(MEDIA, jnp.asarray(pixels), jnp.float32), pixels * scale + shift, atol=1e-6
     )
@@ -193,8 +192,6 @@ def test_pixels_are_normalised_as_the_processor_does_it():
 @pytest.mark.parametrize("power", [1, 2])
 def test_anchors_equal_the_formula(power):
     """Windows, interpolation, one feature, exactly K features and none, against plain loops."""
-    import torch
-
     rng = np.random.default_rng(0)
     counts = [(0, 7), (1, 0), (3, 1), (4, 2), (5, 3), (24, 25), (23, 2), (8, 5)]
     table = rng.normal(size=(2, 40, 16)).astype(np.float32)

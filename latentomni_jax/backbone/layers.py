@@ -20,6 +20,8 @@ REMAT_POLICIES = {
 }
 
 _LORA_A, _LORA_B = nn.initializers.normal(0.02), nn.initializers.zeros
+# Keeps a signal at its scale whatever the width: small models trained from nothing need that.
+_KERNEL_INIT = nn.initializers.lecun_normal()
 
 
 def remat(module: type[nn.Module], policy: str) -> type[nn.Module]:
@@ -53,7 +55,7 @@ def dense(
         use_bias=bias,
         dtype=dtype,
         param_dtype=param_dtype,
-        kernel_init=nn.with_logical_partitioning(nn.initializers.normal(0.02), axes),
+        kernel_init=nn.with_logical_partitioning(_KERNEL_INIT, axes),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, (axes[1],)),
         name=name,
     )

@@ -18,7 +18,6 @@ import jax
 import numpy as np
 
 from data_pipeline.av_events.clips import make_clip
-from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.backbone.thinker import init_params
 from latentomni_jax.commands.inspect import (
     describe_calls,
@@ -31,9 +30,10 @@ from latentomni_jax.commands.prompt import Medium
 from latentomni_jax.latent.trajectory import collate
 from latentomni_jax.layout import InputError, LatentSpec, MediaSpec, Role
 from latentomni_jax.media.processor import build_prompt, clip_part
-from latentomni_jax.media.text import LATENT_TOKENS, load_tokenizer, train_sentencepiece
+from latentomni_jax.media.text import train_sentencepiece
 from latentomni_jax.media.video import read_clip
 from latentomni_jax.model import Generation, LatentOmni
+from latentomni_jax.train.start import tiny_model
 from latentomni_jax.weights.checkpoint import save_model
 
 RUNS = Path("runs/demo")
@@ -113,19 +113,7 @@ def make_model(directory: Path, seed: int = 0) -> None:
     """Writes a small random model with a tokenizer of its own; replaces what is there."""
     tokenizer_dir = directory.with_name(directory.name + "-tokenizer")
     train_sentencepiece(TEXT.strip().splitlines(), tokenizer_dir, vocab_size=400)
-    tokenizer = load_tokenizer(tokenizer_dir)
-    config = ThinkerConfig.tiny(
-        vocab_size=-(-tokenizer.vocab_size // 64) * 64,
-        audio_token_id=tokenizer.id("<|AUDIO|>"),
-        audio_start_id=tokenizer.id("<|audio_bos|>"),
-        audio_end_id=tokenizer.id("<|audio_eos|>"),
-        vision_start_id=tokenizer.id("<|vision_bos|>"),
-        vision_end_id=tokenizer.id("<|vision_eos|>"),
-        image_token_id=tokenizer.id("<|IMAGE|>"),
-        video_token_id=tokenizer.id("<|VIDEO|>"),
-    )
-    pad, trigger, stop = map(tokenizer.id, LATENT_TOKENS)
-    latent = LatentSpec(pad_id=pad, trigger_id=trigger, stop_id=stop)
+    config, latent = tiny_model(tokenizer_dir)
     params = init_params(config, jax.random.key(seed))
     save_model(params, config, latent, MediaSpec(), tokenizer_dir, directory, overwrite=True)
 
@@ -151,8 +139,9 @@ def show_model(model: LatentOmni, *, is_random: bool) -> None:
     if is_random:
         note = (
             "This model is random and has learned nothing. What follows shows that every part "
-            "runs and what it does; the text it writes means nothing. Training code is not in "
-            "this repository yet; a trained or a ported model is used with --model DIR."
+            "runs and what it does; the text it writes means nothing. `latentomni train --config "
+            "configs/tiny.py --workdir runs/tiny` trains one in a minute or two; a trained or a "
+            "ported model is used with --model DIR."
         )
         print(textwrap.fill(note, 92, initial_indent="note     ", subsequent_indent=" " * 9))
 

@@ -175,6 +175,9 @@ def local_attend(
     """
     b, t, n, h = q_btnh.shape
     blocks = t // block
+    if blocks == 1:
+        visible = segments_bt[:, :, None] == segments_bt[:, None, :]
+        return _dense(q_btnh, k_btnh, v_btnh, visible[:, None, None])
 
     def neighbours(x, fill):
         """[B, blocks, block, ...] -> [B, blocks, 3 * block, ...]: previous, own, next block."""
@@ -204,23 +207,73 @@ def _platform() -> str:
 def _dense(q_btnh, k_bskh, v_bskh, visible_bkgts):
     """Reference attention: scores [B,K,G,T,S] in f32, masked, softmax, values."""
     b, t, n, h = q_btnh.shape
-    k, s = k_bskh.shape[2], k_bskh.shape[1]
-    heads_outside = ((0, 1), (0, 1))
+    k = k_bskh.shape[2]
     # As in `attend_cached`: einsums over inner heads take half as long again on CPU.
-    q_bkth = q_btnh.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4) * h**-0.5
-    k_bksh, v_bksh = k_bskh.swapaxes(1, 2), v_bskh.swapaxes(1, 2)
+    q_bkgth = q_btnh.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4) * h**-0.5
+    out = _softmax_values(q_bkgth, k_bskh.swapaxes(1, 2), v_bskh.swapaxes(1, 2), visible_bkgts)
+    return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+
+
+@jax.custom_vjp
+def _softmax_values(q_bkgth, k_bksh, v_bksh, visible_bkgts):
+    """softmax(q k^T) v with its gradient written out.
+
+    The backward pass recomputes the weights from one log-sum-exp per query: nothing of size T x S
+    is kept, and it takes half the passes over the scores that differentiating the softmax takes.
+    """
+    return _softmax_values_forward(q_bkgth, k_bksh, v_bksh, visible_bkgts)[0]
+
+
+_HEADS_OUTSIDE = ((0, 1), (0, 1))
+
+
+def _scores(q_bkgth, k_bksh, visible_bkgts):
+    b, k, g, t, h = q_bkgth.shape
+    contract = (((3,), (3,)), _HEADS_OUTSIDE)
     scores = jax.lax.dot_general(
-        q_bkth.reshape(b, k, -1, h),
-        k_bksh,
-        (((3,), (3,)), heads_outside),
-        preferred_element_type=jnp.float32,
-    ).reshape(b, k, n // k, t, s)
-    if visible_bkgts is not None:
-        scores = jnp.where(visible_bkgts, scores, _NEGATIVE)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_bskh.dtype).reshape(b, k, -1, s)
-    out = jax.lax.dot_general(weights, v_bksh, (((3,), (2,)), heads_outside))
-    out = out.reshape(b, k, n // k, t, h).transpose(0, 3, 1, 2, 4)
-    return out.reshape(b, t, n, h)
+        q_bkgth.reshape(b, k, g * t, h), k_bksh, contract, preferred_element_type=jnp.float32
+    ).reshape(b, k, g, t, -1)
+    return scores if visible_bkgts is None else jnp.where(visible_bkgts, scores, _NEGATIVE)
+
+
+def _softmax_values_forward(q_bkgth, k_bksh, v_bksh, visible_bkgts):
+    b, k, g, t, h = q_bkgth.shape
+    scores = _scores(q_bkgth, k_bksh, visible_bkgts)
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - top)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    out = jax.lax.dot_general(
+        weights.astype(v_bksh.dtype).reshape(b, k, g * t, -1),
+        v_bksh,
+        (((3,), (2,)), _HEADS_OUTSIDE),
+        preferred_element_type=scores.dtype,
+    )
+    out = (out.reshape(b, k, g, t, h) / total).astype(v_bksh.dtype)
+    return out, (q_bkgth, k_bksh, v_bksh, visible_bkgts, out, top + jnp.log(total))
+
+
+def _softmax_values_backward(saved, d_out):
+    q_bkgth, k_bksh, v_bksh, visible_bkgts, out, log_total = saved
+    b, k, g, t, h = q_bkgth.shape
+    rows = (b, k, g * t)
+
+    def dot(x, y, x_axis, y_axis):
+        contract = (((x_axis,), (y_axis,)), _HEADS_OUTSIDE)
+        return jax.lax.dot_general(x, y, contract, preferred_element_type=log_total.dtype)
+
+    weights = jnp.exp(_scores(q_bkgth, k_bksh, visible_bkgts) - log_total)
+    delta = jnp.sum(d_out.astype(weights.dtype) * out, axis=-1, keepdims=True)
+    d_out = d_out.astype(v_bksh.dtype).reshape(*rows, h)
+    d_weights = dot(d_out, v_bksh, 3, 3).reshape(weights.shape)
+    d_scores = (weights * (d_weights - delta)).astype(q_bkgth.dtype).reshape(*rows, -1)
+    d_q = dot(d_scores, k_bksh, 3, 2).reshape(q_bkgth.shape)
+    d_k = dot(d_scores, q_bkgth.reshape(*rows, h), 2, 2)
+    d_v = dot(weights.astype(v_bksh.dtype).reshape(*rows, -1), d_out, 2, 2)
+    d_q, d_k, d_v = (d.astype(x.dtype) for d, x in ((d_q, q_bkgth), (d_k, k_bksh), (d_v, v_bksh)))
+    return d_q, d_k, d_v, None
+
+
+_softmax_values.defvjp(_softmax_values_forward, _softmax_values_backward)
 
 
 def _xla(q_btnh, k_bskh, v_bskh, causal, lengths, hidden):

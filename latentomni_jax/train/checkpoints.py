@@ -24,7 +24,10 @@ from latentomni_jax.train.state import TrainState, path_name
 _LOG = logging.getLogger(__name__)
 FORMAT = 1
 # What may differ between the run that saved and the run that continues.
-_FREE = ("checkpoint", "log", "mesh", "data.workers", "data.prefetch", "model.remat")
+_FREE = (
+    *("checkpoint", "log", "mesh", "model.remat", "model.directory"),
+    *("data.cache", "data.workers", "data.prefetch"),  # the data's own identity is compared
+)
 
 
 class Checkpoints:

@@ -52,7 +52,6 @@ def base() -> ml_collections.ConfigDict:
             "cache": "",  # made by `latentomni data cache`
             "tiny": False,  # no cache: draw 16 clips into the work directory and train on those
             "reasoning": "latent",  # "text": Explicit Text CoT; "none": Vanilla SFT
-            "system": "",  # system turn of every prompt; "" is the checkpoint's
             "on_misfit": "skip",  # an example that fits no shape: "skip" counts it, "fail" stops
             "workers": 0,  # processes that read and lay out batches
             "prefetch": 4,  # batches laid out ahead
@@ -75,14 +74,10 @@ class Run:
         """The model's spec with the run's choices."""
         return dataclasses.replace(base, **self.raw.latent.to_dict())
 
-    def objective(self, spec: LatentSpec, media: MediaSpec) -> Objective:
-        """The objective; a tower is frozen where a pattern takes all of it."""
-        frozen = tuple(
-            tower
-            for tower in ("vision", "audio")
-            if any(pattern in (tower, f"{tower}/") for pattern in self.raw.model.frozen)
-        )
-        return Objective(spec=spec, media=media, frozen=frozen, **self.raw.objective.to_dict())
+    def objective(self, spec: LatentSpec, media: MediaSpec, frozen: Sequence[str]) -> Objective:
+        """The objective; a tower counts as frozen where one of the patterns takes all of it."""
+        towers = tuple(t for t in ("vision", "audio") if {t, f"{t}/"} & set(frozen))
+        return Objective(spec=spec, media=media, frozen=towers, **self.raw.objective.to_dict())
 
 
 def resolve(config: ml_collections.ConfigDict) -> Run:

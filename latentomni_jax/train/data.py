@@ -7,7 +7,9 @@ compute alike; each process reads only the rows that its own devices hold.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -87,6 +89,8 @@ class Feed:
             records, tokenizer, collator.measure, run.shapes, config.batch_size,
             seed=config.seed, reasoning=config.data.reasoning, on_error=config.data.on_misfit,
         )  # fmt: skip
+        index = (records.directory / "index.jsonl").read_bytes()
+        self._index = hashlib.sha256(index).hexdigest()[:16]
         self._shardings = batch_shardings(mesh)
         self._check_processes(config.batch_size // config.accumulate)
         self._loader = Loader(
@@ -105,26 +109,26 @@ class Feed:
 
     def identity(self) -> dict[str, Any]:
         """What must agree between a checkpoint and the run that continues it."""
-        return {"plan": self.plan.fingerprint}
+        return {"plan": self.plan.fingerprint, "index": self._index}
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[TrainBatch, TrainBatch]]:
         """From step `start` on: this process's rows on the host, and the global batch on the mesh.
 
         Leaves have a leading axis of micro-batches.
         """
-        self._steps = self._loader.steps(stop, start=start)
         known = 0
-        for loaded in self._steps:
-            for record in list(self._steps.problems)[known:]:
-                _LOG.warning("left out: %s", self._steps.problems[record])
-            known = len(self._steps.problems)
-            host = TrainBatch(
-                **{name: self._micro(name, x) for name, x in loaded.batch._asdict().items()}
-            )
-            yield (
-                host,
-                jax.tree.map(jax.make_array_from_process_local_data, self._shardings, host),
-            )
+        with contextlib.closing(self._loader.steps(stop, start=start)) as self._steps:
+            for loaded in self._steps:
+                for record in list(self._steps.problems)[known:]:
+                    _LOG.warning("left out: %s", self._steps.problems[record])
+                known = len(self._steps.problems)
+                host = TrainBatch(
+                    **{name: self._micro(name, x) for name, x in loaded.batch._asdict().items()}
+                )
+                yield (
+                    host,
+                    jax.tree.map(jax.make_array_from_process_local_data, self._shardings, host),
+                )
 
     def summary(self) -> str:
         """One line for each reason why examples were left out; empty if none were."""

@@ -15,6 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 
 from data_pipeline.av_events.tiny import CACHE_OPTIONS, make_tiny_set
@@ -76,7 +77,10 @@ class Trainer:
         )
         self.spec = self.run.latent(self.start.latent)
         self.media = self.records.media_spec
-        self.options: Objective = self.run.objective(self.spec, self.media)
+        self.frozen = tuple(config.model.frozen)
+        if config.model.lora_rank:
+            self.frozen = tuple(dict.fromkeys((*self.frozen, *_LORA_FROZEN)))
+        self.options: Objective = self.run.objective(self.spec, self.media, self.frozen)
         self.mesh = make_mesh(**config.mesh.to_dict())
         validate_mesh(self.start.config, self.mesh)
         rows = config.batch_size // config.accumulate
@@ -101,9 +105,6 @@ class Trainer:
             lora_alpha=config.model.lora_alpha,
         )
         self.optimizer = self.run.optimizer.transformation()
-        self.frozen = tuple(config.model.frozen)
-        if config.model.lora_rank:
-            self.frozen = tuple(dict.fromkeys((*self.frozen, *_LORA_FROZEN)))
         self.checkpoints = Checkpoints(
             workdir / "checkpoints", self._identity(), **config.checkpoint.to_dict()
         )
@@ -130,7 +131,7 @@ class Trainer:
                         loss = done["loss/total"]
                     self.checkpoints.save(state, step + 1, loss)
                     step += 1
-                    if stop.asked:
+                    if stop.is_asked(step):
                         break
                 last = late.flush() or {}
                 self.checkpoints.save(state, step, last.get("loss/total", loss), force=True)
@@ -275,16 +276,27 @@ def _tiny_cache(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pat
 
 
 class _StopSignal:
-    """Notes SIGTERM and the first Ctrl-C, so that the loop can end after a step."""
+    """Notes SIGTERM and the first Ctrl-C, so that the loop can end after a step.
+
+    With several processes the signal reaches them at different steps; there JAX's preemption
+    service agrees on one (it catches SIGTERM itself).
+    """
 
     def __init__(self):
         self.asked = False
         self.previous: dict[int, Any] = {}
 
     def __enter__(self):
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.previous[number] = signal.signal(number, self._ask)
+        if jax.process_count() == 1:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.previous[number] = signal.signal(number, self._ask)
         return self
+
+    def is_asked(self, step: int) -> bool:
+        """Whether the run is to end after this step."""
+        if jax.process_count() == 1:
+            return self.asked
+        return multihost_utils.reached_preemption_sync_point(step)
 
     def _ask(self, number, frame):
         if self.asked:

@@ -17,7 +17,8 @@ SPEC = LatentSpec(num_visual=8, num_audio=2)
 
 def check_gradient(function, x, samples=20, seed=0):
     """Central differences in float64 at random coordinates."""
-    gradient = np.asarray(jax.grad(function)(x))
+    function = jax.jit(function)
+    gradient = np.asarray(jax.jit(jax.grad(function))(x))
     rng = np.random.default_rng(seed)
     for flat in rng.integers(0, x.size, samples):
         place = np.unravel_index(flat, x.shape)
@@ -28,7 +29,7 @@ def check_gradient(function, x, samples=20, seed=0):
 
 
 @pytest.mark.parametrize("vocabulary", [64, 2560])  # 2560: no multiple of the usual block of 2048
-@pytest.mark.parametrize("chunk", [3, 4, 100])
+@pytest.mark.parametrize("chunk", [3, 100])
 def test_text_loss_is_the_exact_cross_entropy(vocabulary, chunk):
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):

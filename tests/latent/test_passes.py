@@ -149,7 +149,7 @@ def _normalised(pixels):
     return np.asarray(normalise(MEDIA, pixels, jnp.float32))
 
 
-@pytest.mark.parametrize("mode", ["teacher", "rollout"])
+@pytest.mark.parametrize("mode", ["teacher", pytest.param("rollout", marks=pytest.mark.slow)])
 def test_padding_and_batch_mates_change_nothing(mode):
     """A row's losses alone, in another static shape, are its share of the batch's."""
     options = Objective(spec=SPEC, media=MEDIA, mode=mode)

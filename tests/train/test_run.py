@@ -80,7 +80,7 @@ def test_what_cannot_be_used_is_counted_and_named(small_config, tiny_cache, tmp_
     shape = dict(tight.shapes[0]) | {"tokens": 300}
     tight.shapes = (shape,)
     trainer = Trainer(tight, tmp_path / "skip")
-    assert trainer.feed.counts()["over-long"] == 4
+    assert trainer.feed.counts()["over-long"] == 5
     assert "tokens 339 > 300" in trainer.feed.summary()
     assert trainer.train().step == 1
     tight.data.on_misfit = "fail"
@@ -122,16 +122,21 @@ def test_gradients_that_are_not_finite_skip_the_step(small_config, tmp_path):
     [
         ("objective.mode=mixed", "accumulate=2"),
         ("objective.mode=jacobi", "latent.flow=bottleneck", "latent.ospe_apply=both"),
-        ("objective.mode=rollout", "objective.sync_negatives=global"),
-        ("data.reasoning=text",),
+        pytest.param(
+            ("objective.mode=rollout", "objective.sync_negatives=global"), marks=pytest.mark.slow
+        ),
+        pytest.param(("data.reasoning=text",), marks=pytest.mark.slow),
         ("data.reasoning=none",),
-        ("latent.num_audio=0",),
+        pytest.param(("latent.num_audio=0",), marks=pytest.mark.slow),
         ("latent.num_visual=0", "objective.anchor_source=prompt"),
-        ("objective.sync_features=encoder", "objective.latent_reduction=mean"),
+        pytest.param(
+            ("objective.sync_features=encoder", "objective.latent_reduction=mean"),
+            marks=pytest.mark.slow,
+        ),
         ("model.lora_rank=4",),
         ("model.dtype=bfloat16", "model.remat=full", "model.frozen=()"),
     ],
-    ids=lambda settings: ",".join(settings),
+    ids=",".join,
 )
 def test_every_choice_trains(small_config, tmp_path, settings):
     """Two steps of each option: finite losses, and a model that loads."""

@@ -1,0 +1,81 @@
+"""The whole training step compiled for TPUs: it fits, and holds no array of all logits."""
+
+import dataclasses
+import math
+import re
+
+import pytest
+
+from latentomni_jax.backbone.config import ThinkerConfig
+from latentomni_jax.layout import BatchShape, LatentSpec, MediaSpec
+from latentomni_jax.train.config import load, resolve
+from tests.train.conftest import ROOT as REPOSITORY
+
+pytestmark = pytest.mark.tpu_compile
+
+CONFIG = str(REPOSITORY / "configs" / "qwen2_5_omni_7b.py")
+# (topology, tokens, tensor axis, rows): a row per chip, but for v5e at 24k, which holds a row on
+# two chips.
+STEPS = [
+    ("v5e:4x8", 8192, 1, 32),
+    ("v6e:4x4", 8192, 1, 16),
+    ("v5p:2x2x4", 8192, 1, 16),
+    ("v6e:4x4", 24_576, 1, 16),
+    ("v5p:2x2x4", 24_576, 1, 16),
+    ("v5e:4x8", 24_576, 2, 16),
+]
+
+
+def compiled(topology, shape, rows, *, tensor=1, config=None, flow="open"):
+    pytest.importorskip("libtpu", reason="compiling for a TPU needs libtpu (pip install libtpu)")
+    from latentomni_jax.train.aot import compile_step, topology_mesh
+
+    run = resolve(load(CONFIG))
+    spec = dataclasses.replace(run.latent(LatentSpec()), flow=flow)
+    return compile_step(
+        config or ThinkerConfig.qwen2_5_omni_7b(),
+        run.objective(spec, MediaSpec(video_max_pixels=105_369), run.raw.model.frozen),
+        run.optimizer,
+        topology_mesh(topology, tensor=tensor),
+        rows,
+        shape,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("topology", "tokens", "tensor", "rows"), STEPS)
+def test_the_7b_step_fits(topology, tokens, tensor, rows):
+    from latentomni_jax.train.aot import GIB, HBM, Memory
+
+    shape = next(s for s in resolve(load(CONFIG)).shapes if s.tokens == tokens)
+    memory = Memory.of(compiled(topology, shape, rows, tensor=tensor))
+    sizes = {name: round(value / GIB, 2) for name, value in dataclasses.asdict(memory).items()}
+    print(f"\n{topology} tensor={tensor} rows={rows} tokens={tokens}: {sizes} GiB")
+    assert memory.peak <= 0.9 * HBM[topology.split(":")[0]]
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2", "v5p:2x2x1"])
+def test_a_shallow_step_compiles_and_holds_no_array_of_all_logits(topology):
+    """7B widths, two layers of each tower, so that it takes seconds and not minutes."""
+    full = ThinkerConfig.qwen2_5_omni_7b()
+    config = dataclasses.replace(
+        full,
+        text=dataclasses.replace(full.text, num_layers=2),
+        vision=dataclasses.replace(full.vision, depth=2, full_attention_layers=(1,)),
+        audio=dataclasses.replace(full.audio, num_layers=2),
+    )
+    shape = BatchShape(
+        tokens=2048, targets=1024, blocks=2, frames=16, patches=640, chunks=8,
+        visual_anchors=640, audio_anchors=128,
+    )  # fmt: skip
+    tensor, rows = (2, 4) if topology == "v5e:2x2" else (1, 4)
+    flow = "bottleneck" if topology == "v6e:2x2" else "open"
+    text = compiled(topology, shape, rows, tensor=tensor, config=config, flow=flow).as_text()
+    vocabulary, chunk = full.text.vocab_size // tensor, 256
+    rows_here = rows * tensor // 4
+    largest = 0
+    for dims in re.findall(r"\b(?:f32|bf16|pred|s32)\[([\d,]+)\]", text):
+        sizes = [int(d) for d in dims.split(",")]
+        if vocabulary in sizes and not {3584, 3584 // (4 // tensor)} & set(sizes):
+            largest = max(largest, math.prod(sizes) // vocabulary)
+    assert 0 < largest <= rows_here * chunk, largest

@@ -7,9 +7,10 @@
 Both sides take the same step: encoders (vision frozen), anchors, teacher-forced latent blocks, the
 three losses, gradients, clipping, AdamW, from the same weights on the same batch. PyTorch is the
 transformers thinker, eager, all rows in one pass without padding, encoders called once for all
-media, its fused AdamW. Steps alternate between the sides, and the medians are compared, so that a
-busy machine hurts both alike; under `taskset -c 0` both take one thread, and neither waits at
-barriers for a core that others use. Losses of the first steps are printed: they have to agree.
+media, its fused AdamW. The sides take turns of some steps each, and the medians of single steps are
+compared, so that a busy machine hurts both alike; under `taskset -c 0` both take one thread, and
+neither waits at barriers for a core that others use. Losses of the first steps are printed: they
+have to agree.
 
 7b-layers has no other side: it prints MFU, the model FLOPs of `latentomni_jax.train.flops` (forward
 and twice that backward; neither recomputation nor padding count) over the device's dense bf16 peak.
@@ -43,6 +44,7 @@ from latentomni_jax.train.step import make_step
 from latentomni_jax.weights import safetensors
 
 MEDIA = MediaSpec()
+BLOCK = 5  # steps that a side takes in a row
 OPTIMIZER = OptimizerConfig(schedule="constant", warmup_fraction=0.0, learning_rate=1e-5)
 
 
@@ -326,14 +328,15 @@ def compare(preset: str, repeats: int, remat: str) -> None:
     for repeat in range(repeats + 1):  # the first one compiles
         for name, step in sides.items():
             time.sleep(0.5)  # thread pools of the other side spin for a while after their work
-            started = time.perf_counter()
-            values = step()
-            seconds = time.perf_counter() - started
-            if repeat:
-                times[name].append(seconds)
-            if repeat < 3:
+            values = step()  # caches are the other side's: a run's steps follow each other
+            for _ in range(BLOCK if repeat else 0):
+                started = time.perf_counter()
+                step()
+                times[name].append(time.perf_counter() - started)
+            if repeat < 2:
                 shown = "  ".join(f"{key} {value:.6f}" for key, value in values.items())
-                print(f"  step {repeat} {name:>5}: {seconds:7.3f} s  {shown}", flush=True)
+                place = 0 if repeat == 0 else 1
+                print(f"  step {place} {name:>5}:  {shown}", flush=True)
     medians = {name: statistics.median(all_of) for name, all_of in times.items()}
     for name, median in medians.items():
         spread = f"{min(times[name]):.3f} .. {max(times[name]):.3f}"

@@ -7,23 +7,19 @@ dim; N is a multiple of K (grouped-query attention) and kv heads are never repea
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from latentomni_jax.backbone import splash
+from latentomni_jax.backbone import plain, splash
 from latentomni_jax.backbone.types import Array
 
 Implementation = Literal["auto", "xla", "splash", "cudnn"]
 # Queries marked in the first do not see keys marked in the second (both also obey the rest).
 Hidden = tuple[Bool[Array, "B T"], Bool[Array, "B S"]]
-
-# Scores of one query chunk stay below this many elements (f32: 4 bytes each), so that an 18k-token
-# prompt needs a few hundred MB of scores and not 36 GB.
-_SCORE_BUDGET = 1 << 26
-_NEGATIVE = -1e30  # finite: a row whose keys are all masked gives a mean, not NaN
 
 
 def choose(
@@ -116,7 +112,11 @@ def attend(
                 query_seq_lengths=lengths,
                 implementation="cudnn",
             )
-        return _xla(q_btnh, k_bskh, v_bskh, causal, lengths, hidden)
+        blocked, media = hidden or (None, None)
+        mask = plain.Mask(lengths=lengths, blocked=blocked, media=media)
+        return plain.attend(
+            q_btnh, k_bskh, v_bskh, causal=causal, mask=mask, platform=platform or _platform()
+        )
 
 
 def attend_cached(
@@ -144,7 +144,7 @@ def attend_cached(
         scores = jax.lax.dot_general(
             q_bkth, k_bksh, (((3,), (3,)), heads_outside), preferred_element_type=jnp.float32
         ).reshape(b, k, n // k, t, -1)
-        scores = jnp.where(visible_bts[:, None, None], scores, _NEGATIVE)
+        scores = jnp.where(visible_bts[:, None, None], scores, plain.NEGATIVE)
         weights = jax.nn.softmax(scores, axis=-1).astype(v_bksh.dtype).reshape(b, k, groups, -1)
         out = jax.lax.dot_general(weights, v_bksh, (((3,), (2,)), heads_outside))
         out = out.reshape(b, k, n // k, t, h).transpose(0, 3, 1, 2, 4)
@@ -158,6 +158,7 @@ def local_attend(
     segments_bt: Int[Array, "B T"],
     *,
     block: int,
+    platform: str | None = None,
 ) -> Float[Array, "B T N H"]:
     """Attention inside contiguous segments of at most `block` positions.
 
@@ -175,9 +176,10 @@ def local_attend(
     """
     b, t, n, h = q_btnh.shape
     blocks = t // block
+    attend_plain = functools.partial(plain.attend, causal=False, platform=platform or _platform())
     if blocks == 1:
-        visible = segments_bt[:, :, None] == segments_bt[:, None, :]
-        return _dense(q_btnh, k_btnh, v_btnh, visible[:, None, None])
+        mask = plain.Mask(query_ids=segments_bt, key_ids=segments_bt)
+        return attend_plain(q_btnh, k_btnh, v_btnh, mask=mask)
 
     def neighbours(x, fill):
         """[B, blocks, block, ...] -> [B, blocks, 3 * block, ...]: previous, own, next block."""
@@ -189,12 +191,15 @@ def local_attend(
         return x.reshape(b, blocks, block, *x.shape[2:])
 
     ids = blocked(segments_bt)
-    visible = ids[:, :, :, None] == neighbours(ids, -2)[:, :, None, :]
-    out = _dense(
+    mask = plain.Mask(
+        query_ids=ids.reshape(b * blocks, block),
+        key_ids=neighbours(ids, -2).reshape(b * blocks, 3 * block),
+    )
+    out = attend_plain(
         blocked(q_btnh).reshape(b * blocks, block, n, h),
         neighbours(blocked(k_btnh), 0).reshape(b * blocks, 3 * block, n, h),
         neighbours(blocked(v_btnh), 0).reshape(b * blocks, 3 * block, n, h),
-        visible.reshape(b * blocks, 1, 1, block, 3 * block),
+        mask=mask,
     )
     return out.reshape(b, t, n, h)
 
@@ -202,110 +207,3 @@ def local_attend(
 def _platform() -> str:
     backend = jax.default_backend()
     return "gpu" if backend in ("cuda", "rocm") else backend
-
-
-def _dense(q_btnh, k_bskh, v_bskh, visible_bkgts):
-    """Reference attention: scores [B,K,G,T,S] in f32, masked, softmax, values."""
-    b, t, n, h = q_btnh.shape
-    k = k_bskh.shape[2]
-    # As in `attend_cached`: einsums over inner heads take half as long again on CPU.
-    q_bkgth = q_btnh.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4) * h**-0.5
-    out = _softmax_values(q_bkgth, k_bskh.swapaxes(1, 2), v_bskh.swapaxes(1, 2), visible_bkgts)
-    return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
-
-
-@jax.custom_vjp
-def _softmax_values(q_bkgth, k_bksh, v_bksh, visible_bkgts):
-    """softmax(q k^T) v with its gradient written out.
-
-    The backward pass recomputes the weights from one log-sum-exp per query: nothing of size T x S
-    is kept, and it takes half the passes over the scores that differentiating the softmax takes.
-    """
-    return _softmax_values_forward(q_bkgth, k_bksh, v_bksh, visible_bkgts)[0]
-
-
-_HEADS_OUTSIDE = ((0, 1), (0, 1))
-
-
-def _scores(q_bkgth, k_bksh, visible_bkgts):
-    b, k, g, t, h = q_bkgth.shape
-    contract = (((3,), (3,)), _HEADS_OUTSIDE)
-    scores = jax.lax.dot_general(
-        q_bkgth.reshape(b, k, g * t, h), k_bksh, contract, preferred_element_type=jnp.float32
-    ).reshape(b, k, g, t, -1)
-    return scores if visible_bkgts is None else jnp.where(visible_bkgts, scores, _NEGATIVE)
-
-
-def _softmax_values_forward(q_bkgth, k_bksh, v_bksh, visible_bkgts):
-    b, k, g, t, h = q_bkgth.shape
-    scores = _scores(q_bkgth, k_bksh, visible_bkgts)
-    top = jnp.max(scores, axis=-1, keepdims=True)
-    weights = jnp.exp(scores - top)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jax.lax.dot_general(
-        weights.astype(v_bksh.dtype).reshape(b, k, g * t, -1),
-        v_bksh,
-        (((3,), (2,)), _HEADS_OUTSIDE),
-        preferred_element_type=scores.dtype,
-    )
-    out = (out.reshape(b, k, g, t, h) / total).astype(v_bksh.dtype)
-    return out, (q_bkgth, k_bksh, v_bksh, visible_bkgts, out, top + jnp.log(total))
-
-
-def _softmax_values_backward(saved, d_out):
-    q_bkgth, k_bksh, v_bksh, visible_bkgts, out, log_total = saved
-    b, k, g, t, h = q_bkgth.shape
-    rows = (b, k, g * t)
-
-    def dot(x, y, x_axis, y_axis):
-        contract = (((x_axis,), (y_axis,)), _HEADS_OUTSIDE)
-        return jax.lax.dot_general(x, y, contract, preferred_element_type=log_total.dtype)
-
-    weights = jnp.exp(_scores(q_bkgth, k_bksh, visible_bkgts) - log_total)
-    delta = jnp.sum(d_out.astype(weights.dtype) * out, axis=-1, keepdims=True)
-    d_out = d_out.astype(v_bksh.dtype).reshape(*rows, h)
-    d_weights = dot(d_out, v_bksh, 3, 3).reshape(weights.shape)
-    d_scores = (weights * (d_weights - delta)).astype(q_bkgth.dtype).reshape(*rows, -1)
-    d_q = dot(d_scores, k_bksh, 3, 2).reshape(q_bkgth.shape)
-    d_k = dot(d_scores, q_bkgth.reshape(*rows, h), 2, 2)
-    d_v = dot(weights.astype(v_bksh.dtype).reshape(*rows, -1), d_out, 2, 2)
-    d_q, d_k, d_v = (d.astype(x.dtype) for d, x in ((d_q, q_bkgth), (d_k, k_bksh), (d_v, v_bksh)))
-    return d_q, d_k, d_v, None
-
-
-_softmax_values.defvjp(_softmax_values_forward, _softmax_values_backward)
-
-
-def _xla(q_btnh, k_bskh, v_bskh, causal, lengths, hidden):
-    """Dense attention, a chunk of queries at a time when the scores would be large."""
-    b, t, n, h = q_btnh.shape
-    s = k_bskh.shape[1]
-
-    def visible(start, size, blocked_bt):
-        mask = jnp.ones((1, 1, 1, size, s), bool)
-        if causal:
-            mask = (jnp.arange(s) <= start + jnp.arange(size)[:, None])[None, None, None]
-        if lengths is not None:
-            mask = mask & (jnp.arange(s) < lengths[:, None])[:, None, None, None]
-        if hidden is not None:
-            mask = mask & ~(blocked_bt[:, :, None] & hidden[1][:, None])[:, None, None]
-        return mask if causal or lengths is not None or hidden is not None else None
-
-    chunk = max(16, _SCORE_BUDGET // (b * n * s))
-    if chunk >= t:
-        return _dense(q_btnh, k_bskh, v_bskh, visible(0, t, hidden and hidden[0]))
-    chunk = 1 << (chunk.bit_length() - 1)
-    padded = -(-t // chunk) * chunk
-
-    def chunks(x):
-        x = jnp.pad(x, ((0, 0), (0, padded - t)) + ((0, 0),) * (x.ndim - 2))
-        return x.reshape(b, padded // chunk, chunk, *x.shape[2:]).swapaxes(0, 1)
-
-    @jax.checkpoint  # the backward pass recomputes a chunk's scores instead of keeping them all
-    def one(args):
-        start, q, blocked_bt = args
-        return _dense(q, k_bskh, v_bskh, visible(start, chunk, blocked_bt))
-
-    starts = jnp.arange(padded // chunk) * chunk
-    out = jax.lax.map(one, (starts, chunks(q_btnh), hidden and chunks(hidden[0])))
-    return out.swapaxes(0, 1).reshape(b, padded, n, h)[:, :t]

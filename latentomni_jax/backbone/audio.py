@@ -44,6 +44,7 @@ class AudioBlock(nn.Module):
     config: AudioConfig
     dtype: Any
     param_dtype: Any
+    platform: str | None = None
 
     @nn.compact
     def __call__(self, x_ctd, lengths):
@@ -59,7 +60,15 @@ class AudioBlock(nn.Module):
             for name in ("q_proj", "k_proj", "v_proj")
         )
         # 100 x 100 scores a chunk: the plain path is the right one on every platform.
-        out = attention.attend(q, k, v, causal=False, lengths=lengths, implementation="xla")
+        out = attention.attend(
+            q,
+            k,
+            v,
+            causal=False,
+            lengths=lengths,
+            implementation="xla",
+            platform=self.platform,
+        )
         out = out.astype(x_ctd.dtype).reshape(chunks, length, width)
         x_ctd = x_ctd + dense(width, ("heads", "embed"), "o_proj", bias=True, **types)(out)
         y = nn.LayerNorm(epsilon=1e-5, name="mlp_norm", **types)(x_ctd)
@@ -74,6 +83,7 @@ class AudioEncoder(nn.Module):
     config: AudioConfig
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    platform: str | None = None
     remat_policy: str = "none"
 
     @nn.compact
@@ -113,7 +123,9 @@ class AudioEncoder(nn.Module):
             in_axes=nn.broadcast,
             length=config.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config, self.dtype, self.param_dtype, name="layers")(x_ctd, (lengths + 1) // 2)
+        )(
+            config, self.dtype, self.param_dtype, self.platform, name="layers"
+        )(x_ctd, (lengths + 1) // 2)
         pooled = (x_ctd[:, 0::2] + x_ctd[:, 1::2]) / 2
         pooled = nn.LayerNorm(epsilon=1e-5, name="norm_post", **types)(pooled)
         return dense(config.out_hidden_size, ("mlp", "embed"), "proj", bias=True, **types)(pooled)

@@ -59,7 +59,7 @@ class Thinker(nn.Module):
             **backend,
         )
         self.vision = VisionEncoder(self.config.vision, **common, **backend)
-        self.audio = AudioEncoder(self.config.audio, **common)
+        self.audio = AudioEncoder(self.config.audio, platform=self.platform, **common)
 
     def encode_vision(self, patches, rows_columns, windows, restore, lengths):
         return self.vision(patches, rows_columns, windows, restore, lengths)

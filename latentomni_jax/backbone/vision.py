@@ -109,7 +109,12 @@ class VisionBlock(nn.Module):
                 platform=self.platform,
             ),
             lambda: attention.local_attend(
-                q, k, v, windows, block=(config.window_size // config.patch_size) ** 2
+                q,
+                k,
+                v,
+                windows,
+                block=(config.window_size // config.patch_size) ** 2,
+                platform=self.platform,
             ),
         ).astype(x_gfd.dtype)
         out = out.reshape(frames, patches, width)

@@ -1,7 +1,8 @@
 """The whole training step compiled for a TPU topology that is not there, and its memory per chip.
 
-    from latentomni_jax.train.aot import compile_step, topology_mesh
-    memory = compile_step(config, options, optimizer, topology_mesh("v5e:4x8"), 32, shape)
+    from latentomni_jax.train.aot import Memory, lower_step, topology_mesh
+    lowered = lower_step(config, options, optimizer, topology_mesh("v5e:4x8"), 32, shape)
+    memory = Memory.of(lowered.compile())
 
 Nothing is allocated: parameters and batch are shapes. Needs libtpu, not a TPU.
 """
@@ -59,7 +60,7 @@ def topology_mesh(name: str, data: int = 1, fsdp: int = -1, tensor: int = 1) -> 
     return Mesh(devices.reshape(shape), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
 
 
-def compile_step(
+def lower_step(
     config: ThinkerConfig,
     options: Objective,
     optimizer: OptimizerConfig,
@@ -70,9 +71,8 @@ def compile_step(
     micro: int = 1,
     frozen: tuple[str, ...] = ("vision/",),
     remat_policy: str = "full",
-    compiler_options: dict[str, Any] | None = None,
 ) -> Any:
-    """The compiled step for `micro` times `rows` rows of `shape`; see `Memory.of`."""
+    """The step for `micro` times `rows` rows of `shape`, lowered: `.compile()` it."""
     thinker = Thinker(config, dtype=jnp.bfloat16, platform="tpu", remat_policy=remat_policy)
     transformation = optimizer.transformation()
 
@@ -106,4 +106,4 @@ def compile_step(
     )
     with jax.set_mesh(mesh):
         step = jit_step(thinker, options, transformation, mesh, shardings)
-        return step.lower(state, batch).compile(compiler_options=compiler_options)
+        return step.lower(state, batch)

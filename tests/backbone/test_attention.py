@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentomni_jax.backbone import attention
+from latentomni_jax.backbone import attention, plain
 
 
 def formula(q, k, v, visible):
@@ -65,9 +65,10 @@ def test_xla_equals_the_formula(batch, length, heads, causal, hides, data):
         np.testing.assert_allclose(ours[row, :n], expected[row, :n], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("tile", [4 * 75 * 75, 4 * 75 * 16], ids=["by rows", "by queries"])
 @pytest.mark.parametrize("hides", [False, True], ids=["open", "hidden"])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
-def test_query_chunks_change_neither_values_nor_gradients(monkeypatch, causal, hides):
+def test_tiles_change_neither_values_nor_gradients(monkeypatch, causal, hides, tile):
     q, k, v = random_qkv(2, 75, 4, 2, 16)
     options = {"lengths": jnp.array([75, 40]), "hidden": random_hidden(2, 75) if hides else None}
 
@@ -76,9 +77,9 @@ def test_query_chunks_change_neither_values_nor_gradients(monkeypatch, causal, h
         return jnp.sum(out[:, :40] ** 2)
 
     whole = jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v)
-    monkeypatch.setattr(attention, "_SCORE_BUDGET", 2 * 4 * 75 * 16)  # chunks of 16 queries
+    monkeypatch.setitem(plain._TILE, "cpu", tile)
     chunked = jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v)
-    assert "scan" in str(jax.make_jaxpr(loss)(q, k, v))  # it really went chunk by chunk
+    assert "scan" in str(jax.make_jaxpr(loss)(q, k, v))  # it really went tile by tile
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), whole, chunked
     )

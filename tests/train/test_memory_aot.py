@@ -26,13 +26,13 @@ STEPS = [
 ]
 
 
-def compiled(topology, shape, rows, *, tensor=1, config=None, flow="open"):
+def lowered(topology, shape, rows, *, tensor=1, config=None, flow="open"):
     pytest.importorskip("libtpu", reason="compiling for a TPU needs libtpu (pip install libtpu)")
-    from latentomni_jax.train.aot import compile_step, topology_mesh
+    from latentomni_jax.train.aot import lower_step, topology_mesh
 
     run = resolve(load(CONFIG))
     spec = dataclasses.replace(run.latent(LatentSpec()), flow=flow)
-    return compile_step(
+    return lower_step(
         config or ThinkerConfig.qwen2_5_omni_7b(),
         run.objective(spec, MediaSpec(video_max_pixels=105_369), run.raw.model.frozen),
         run.optimizer,
@@ -48,13 +48,16 @@ def test_the_7b_step_fits(topology, tokens, tensor, rows):
     from latentomni_jax.train.aot import GIB, HBM, Memory
 
     shape = next(s for s in resolve(load(CONFIG)).shapes if s.tokens == tokens)
-    memory = Memory.of(compiled(topology, shape, rows, tensor=tensor))
+    memory = Memory.of(lowered(topology, shape, rows, tensor=tensor).compile())
     sizes = {name: round(value / GIB, 2) for name, value in dataclasses.asdict(memory).items()}
     print(f"\n{topology} tensor={tensor} rows={rows} tokens={tokens}: {sizes} GiB")
     assert memory.peak <= 0.9 * HBM[topology.split(":")[0]]
 
 
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2", "v5p:2x2x1"])
+@pytest.mark.parametrize(
+    "topology",
+    ["v5e:2x2", *(pytest.param(t, marks=pytest.mark.slow) for t in ("v6e:2x2", "v5p:2x2x1"))],
+)
 def test_a_shallow_step_compiles_and_holds_no_array_of_all_logits(topology):
     """7B widths, two layers of each tower, so that it takes seconds and not minutes."""
     full = ThinkerConfig.qwen2_5_omni_7b()
@@ -70,12 +73,14 @@ def test_a_shallow_step_compiles_and_holds_no_array_of_all_logits(topology):
     )  # fmt: skip
     tensor, rows = (2, 4) if topology == "v5e:2x2" else (1, 4)
     flow = "bottleneck" if topology == "v6e:2x2" else "open"
-    text = compiled(topology, shape, rows, tensor=tensor, config=config, flow=flow).as_text()
-    vocabulary, chunk = full.text.vocab_size // tensor, 256
-    rows_here = rows * tensor // 4
+    step = lowered(topology, shape, rows, tensor=tensor, config=config, flow=flow)
+    # The program as given to the compiler: global shapes, a dimension each. (The compiled text
+    # cannot be had: jaxlib fails to read back TPU programs with asynchronous updates.)
+    vocabulary, width, chunk = full.text.vocab_size, full.text.hidden_size, 256
     largest = 0
-    for dims in re.findall(r"\b(?:f32|bf16|pred|s32)\[([\d,]+)\]", text):
-        sizes = [int(d) for d in dims.split(",")]
-        if vocabulary in sizes and not {3584, 3584 // (4 // tensor)} & set(sizes):
+    for dims in re.findall(r"tensor<([\dx]+)x\w+>", step.as_text()):
+        sizes = [int(d) for d in dims.split("x")]
+        if vocabulary in sizes and width not in sizes:
             largest = max(largest, math.prod(sizes) // vocabulary)
-    assert 0 < largest <= rows_here * chunk, largest
+    assert largest == rows * chunk
+    assert step.compile().memory_analysis().peak_memory_in_bytes > 0

@@ -1,0 +1,177 @@
+"""Attention in plain XLA, a tile of scores at a time, with its gradient written out.
+
+Scores [B,K,G,T,S] (K kv heads of G query heads each) exist for some rows and some queries at once,
+so that memory is linear in S, and on CPU a tile stays in a core's cache, which is worth a factor of
+two to three. The backward pass recomputes the weights from one log-sum-exp per query.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from latentomni_jax.backbone.types import Array
+
+# Elements (4 bytes each) of the scores that exist at once.
+_TILE = {"cpu": 1 << 20}
+_TILE_ELSEWHERE = 1 << 26
+NEGATIVE = -1e30  # finite: a query whose keys are all masked gives a mean, not NaN
+_HEADS_OUTSIDE = ((0, 1), (0, 1))
+
+
+class Mask(NamedTuple):
+    """Who sees whom, beside causality; every part may be None.
+
+    Attributes:
+      lengths: i32[B], keys at or beyond it are invisible.
+      blocked: bool[B,T] queries that do not see the `media`: bool[B,S] keys.
+      query_ids, key_ids: i32[B,T], i32[B,S]: a query sees keys of its own id only.
+    """
+
+    lengths: Array | None = None
+    media: Array | None = None
+    key_ids: Array | None = None
+    blocked: Array | None = None
+    query_ids: Array | None = None
+
+
+def attend(
+    q_btnh: Array, k_bskh: Array, v_bskh: Array, *, causal: bool, mask: Mask, platform: str
+) -> Array:
+    """softmax(q k^T / sqrt(H)) v in f32, under the mask; [B,T,N,H] in the dtype of v."""
+    b, t, n, h = q_btnh.shape
+    s, k = k_bskh.shape[1:3]
+    tile = _TILE.get(platform, _TILE_ELSEWHERE)
+    # Heads outside positions: einsums over inner heads take half as long again on CPU.
+    q_bkgth = q_btnh.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4) * h**-0.5
+    args = (q_bkgth, k_bskh.swapaxes(1, 2), v_bskh.swapaxes(1, 2), mask)
+
+    rows = max((r for r in range(1, b + 1) if b % r == 0 and r * n * t * s <= tile), default=1)
+    if jax.sharding.get_abstract_mesh().size > 1:
+        rows = b  # they lie on different devices: all at once
+    queries = t
+    if rows * n * t * s > tile:
+        queries = max(tile // (rows * n * s), 16)
+        queries = 1 << (queries.bit_length() - 1)
+    run = functools.partial(_attend, causal, min(queries, t))
+    if rows == b:
+        out = run(*args)
+    else:
+        groups = jax.tree.map(lambda x: x.reshape(b // rows, rows, *x.shape[1:]), args)
+        out = jax.lax.map(lambda xs: run(*xs), groups)
+        out = out.reshape(b, *out.shape[2:])
+    return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(causal, queries, q_bkgth, k_bksh, v_bksh, mask):
+    return _forward(causal, queries, q_bkgth, k_bksh, v_bksh, mask)[0]
+
+
+def _forward(causal, queries, q_bkgth, k_bksh, v_bksh, mask):
+    def one(xs):
+        start, (q,), mask = xs
+        b, k, g, t, h = q.shape
+        scores = _scores(causal, start, q, k_bksh, mask)
+        top = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - top)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        out = _dot(weights.astype(v_bksh.dtype).reshape(b, k, g * t, -1), v_bksh, 3, 2)
+        out = (out.reshape(b, k, g, t, h) / total).astype(v_bksh.dtype)
+        return out, top + jnp.log(total)
+
+    out, log_total = _over_queries(one, queries, q_bkgth.shape[3], (q_bkgth,), mask)
+    return out, (q_bkgth, k_bksh, v_bksh, mask, out, log_total)
+
+
+def _backward(causal, queries, saved, d_out):
+    q_bkgth, k_bksh, v_bksh, mask, out, log_total = saved
+    exact = log_total.dtype
+    delta = jnp.sum(d_out.astype(exact) * out.astype(exact), axis=-1, keepdims=True)
+
+    def one(xs):
+        start, (q, d_out, log_total, delta), mask = xs
+        b, k, g, t, h = q.shape
+        weights = jnp.exp(_scores(causal, start, q, k_bksh, mask) - log_total)
+        d_out = d_out.astype(v_bksh.dtype).reshape(b, k, g * t, h)
+        d_weights = _dot(d_out, v_bksh, 3, 3).reshape(weights.shape)
+        d_scores = (weights * (d_weights - delta)).astype(q.dtype).reshape(b, k, g * t, -1)
+        d_q = _dot(d_scores, k_bksh, 3, 2).reshape(q.shape)
+        d_k = _dot(d_scores, q.reshape(b, k, g * t, h), 2, 2)
+        d_v = _dot(weights.astype(v_bksh.dtype).reshape(b, k, g * t, -1), d_out, 2, 2)
+        return d_q, (d_k, d_v)
+
+    split = (q_bkgth, d_out, log_total, delta)
+    zeros = tuple(jnp.zeros(x.shape, exact) for x in (k_bksh, v_bksh))
+    d_q, (d_k, d_v) = _over_queries(one, queries, q_bkgth.shape[3], split, mask, zeros)
+    grads = zip((d_q, d_k, d_v), (q_bkgth, k_bksh, v_bksh), strict=True)
+    return *(d.astype(x.dtype) for d, x in grads), None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _over_queries(one, queries, length, split, mask, zeros=None):
+    """`one((start, split, mask))` over tiles of queries (axis 3 of `split`, axis 1 of masks).
+
+    Results are put together again along queries; with `zeros`, the second is added up from there.
+    """
+    if queries >= length:
+        return one((0, split, mask))
+    count = -(-length // queries)
+
+    def tiles(x, axis):
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, count * queries - length)
+        x = jnp.pad(x, widths)
+        x = x.reshape(*x.shape[:axis], count, queries, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x, axis, 0)
+
+    def joined(x):
+        x = jnp.moveaxis(x, 0, 3)
+        return x.reshape(*x.shape[:3], count * queries, *x.shape[5:])[:, :, :, :length]
+
+    def step(total, xs):
+        start, part, (blocked, query_ids) = xs
+        here = mask._replace(blocked=blocked, query_ids=query_ids)
+        first, second = one((start, part, here))
+        if zeros is None:
+            return None, (first, second)
+        return jax.tree.map(jnp.add, total, second), first
+
+    parts = jax.tree.map(lambda x: tiles(x, 3), split)
+    masks = jax.tree.map(lambda x: tiles(x, 1), (mask.blocked, mask.query_ids))
+    total, results = jax.lax.scan(step, zeros, (jnp.arange(count) * queries, parts, masks))
+    results = jax.tree.map(joined, results)
+    return results if zeros is None else (results, total)
+
+
+def _scores(causal, start, q_bkgth, k_bksh, mask):
+    b, k, g, t, h = q_bkgth.shape
+    s = k_bksh.shape[2]
+    scores = _dot(q_bkgth.reshape(b, k, g * t, h), k_bksh, 3, 3).reshape(b, k, g, t, s)
+    visible: Any = None
+
+    def also(seen):
+        nonlocal visible
+        visible = seen if visible is None else visible & seen
+
+    if causal:
+        also((jnp.arange(s) <= start + jnp.arange(t)[:, None])[None])
+    if mask.lengths is not None:
+        also((jnp.arange(s) < mask.lengths[:, None])[:, None])
+    if mask.blocked is not None:
+        also(~(mask.blocked[:, :, None] & mask.media[:, None]))
+    if mask.query_ids is not None:
+        also(mask.query_ids[:, :, None] == mask.key_ids[:, None])
+    return scores if visible is None else jnp.where(visible[:, None, None], scores, NEGATIVE)
+
+
+def _dot(x, y, x_axis, y_axis):
+    """A product per row and head, in f32 at least."""
+    contract = (((x_axis,), (y_axis,)), _HEADS_OUTSIDE)
+    exact = jnp.promote_types(x.dtype, jnp.float32)
+    return jax.lax.dot_general(x, y, contract, preferred_element_type=exact)

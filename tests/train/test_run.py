@@ -121,12 +121,15 @@ def test_gradients_that_are_not_finite_skip_the_step(small_config, tmp_path):
     "settings",
     [
         ("objective.mode=mixed", "accumulate=2"),
-        ("objective.mode=jacobi", "latent.flow=bottleneck", "latent.ospe_apply=both"),
+        pytest.param(
+            ("objective.mode=jacobi", "latent.flow=bottleneck", "latent.ospe_apply=both"),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             ("objective.mode=rollout", "objective.sync_negatives=global"), marks=pytest.mark.slow
         ),
         pytest.param(("data.reasoning=text",), marks=pytest.mark.slow),
-        ("data.reasoning=none",),
+        pytest.param(("data.reasoning=none",), marks=pytest.mark.slow),
         pytest.param(("latent.num_audio=0",), marks=pytest.mark.slow),
         ("latent.num_visual=0", "objective.anchor_source=prompt"),
         pytest.param(

@@ -86,6 +86,7 @@ def build_cache(
       InputError: an unusable argument; `out` is complete, was begun otherwise, or is no cache;
         with "fail", the first unusable trajectory (finished shards are kept).
     """
+    records.require_libraries()
     if on_error not in ("skip", "fail"):
         raise InputError(f"on_error should be skip or fail, got {on_error!r}")
     for name, value in {"workers": workers, "shard_files": shard_files}.items():

@@ -14,6 +14,7 @@ every example is, so batches are planned without reading media.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -42,6 +43,7 @@ class Records:
 
     def __init__(self, directory: str | os.PathLike):
         """Opens a cache. Raises InputError where there is no complete one of this format."""
+        require_libraries()
         self.directory = Path(directory)
         path = self.directory / "meta.json"
         if not path.is_file():
@@ -144,6 +146,13 @@ class Records:
 
 
 # ---------------------------------------------------------------------------- format
+
+
+def require_libraries() -> None:
+    """Raises InputError where a library of the `data` extra is not installed."""
+    for name in ("tensorflow_datasets", "array_record", "grain"):
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"{name} is missing: pip install 'latentomni_jax[data]'")
 
 
 def tensorflow_datasets():

@@ -5,12 +5,12 @@
     python benchmarks/train_step.py --preset 7b-layers   # one GPU or TPU: 7B widths, few layers
 
 Both sides take the same step: encoders (vision frozen), anchors, teacher-forced latent blocks, the
-three losses, gradients, clipping, AdamW, from the same weights on the same batch. PyTorch is the
-transformers thinker, eager, all rows in one pass without padding, encoders called once for all
-media, its fused AdamW. The sides take turns of some steps each, and the medians of single steps are
-compared, so that a busy machine hurts both alike; under `taskset -c 0` both take one thread, and
-neither waits at barriers for a core that others use. Losses of the first steps are printed: they
-have to agree.
+three losses, gradients, clipping, AdamW that skips a step which is not finite, and the metrics of a
+training run, from the same weights on the same batch of bytes and half-precision spectrograms.
+PyTorch is the transformers thinker, eager, all rows in one pass without padding, encoders called
+once for all media, its fused AdamW. The sides take turns of some steps in a row, as a run takes
+them (ours reads metrics one step late), and the medians of turns are compared, so that a busy
+machine hurts both alike. Metrics of the first steps are printed: they have to agree.
 
 7b-layers has no other side: it prints MFU, the model FLOPs of `latentomni_jax.train.flops` (forward
 and twice that backward; neither recomputation nor padding count) over the device's dense bf16 peak.
@@ -44,7 +44,11 @@ from latentomni_jax.train.step import make_step
 from latentomni_jax.weights import safetensors
 
 MEDIA = MediaSpec()
-BLOCK = 5  # steps that a side takes in a row
+BLOCK = 8  # steps that a side takes in a row
+SHOWN = (
+    *("loss/text", "loss/latent", "loss/sync"),
+    *("gradient_norm", "latent/rank", "latent/retrieval"),
+)
 OPTIMIZER = OptimizerConfig(schedule="constant", warmup_fraction=0.0, learning_rate=1e-5)
 
 
@@ -117,14 +121,21 @@ class Ours:
         self.step = jax.jit(make_step(thinker, options, optimizer), donate_argnums=0)
         self.batch = jax.tree.map(lambda x: jnp.asarray(x[None]), batch)
 
-    def __call__(self) -> dict[str, float]:
-        self.state, metrics = self.step(self.state, self.batch)
+    def __call__(self, steps: int = 1) -> dict[str, float]:
+        """Metrics of the last step; each step is dispatched before the last one is read."""
+        pending, values = None, {}
+        for _ in range(steps):
+            self.state, metrics = self.step(self.state, self.batch)
+            pending, metrics = metrics, pending
+            if metrics is not None:
+                values = {name: float(value) for name, value in metrics.items()}
+        values = {name: float(value) for name, value in pending.items()}
         jax.block_until_ready(self.state)
-        return {name: float(metrics[f"loss/{name}"]) for name in ("text", "latent", "sync")}
+        return values
 
 
 class Theirs:
-    """The same step in PyTorch; everything that does not depend on weights is made beforehand."""
+    """The same step in PyTorch; indices and masks of the layout are made beforehand."""
 
     def __init__(self, reference, config, spec, examples, batch):
         import torch
@@ -165,11 +176,11 @@ class Theirs:
         segments = [p.segment for parts in examples for p in parts if isinstance(p, LatentPart)]
         videos = [p for parts in examples for p in parts if isinstance(p, VisionPart)] + segments
         mean, std = (np.float32(x)[:, None] for x in (MEDIA.image_mean, MEDIA.image_std))
-        pixels = np.concatenate([p.patches for p in videos]).reshape(-1, 3, 2 * 14 * 14)
-        pixels = (pixels.astype(np.float32) / 255 - mean) / std
-        self.patches = torch.tensor(pixels.reshape(len(pixels), -1))
+        self.pixel_scale, self.pixel_shift = torch.tensor(1 / (255 * std)), torch.tensor(mean / std)
+        pixels = np.concatenate([p.patches for p in videos])
+        self.pixels = torch.tensor(pixels.reshape(len(pixels), 3, -1))
         self.grids = torch.tensor([p.grid for p in videos])
-        mel = np.concatenate([p.mel for p in videos]).astype(np.float32)
+        mel = np.concatenate([p.mel for p in videos])
         self.mel, self.mel_lengths = torch.tensor(mel.T), torch.tensor([len(p.mel) for p in videos])
         seen = np.cumsum([0] + [int(np.prod(p.grid)) // 4 for p in videos])
         heard = np.cumsum([0] + [len(p.mel) // 4 for p in videos])
@@ -195,9 +206,10 @@ class Theirs:
         torch, model, spec = self.torch, self.model, self.spec
         functional = torch.nn.functional
         with torch.no_grad():
-            seen = model.model.visual(self.patches, grid_thw=self.grids).pooler_output
+            patches = (self.pixels.float() * self.pixel_scale - self.pixel_shift).flatten(1)
+            seen = model.model.visual(patches, grid_thw=self.grids).pooler_output
         tower = model.model.audio_tower
-        heard = tower(self.mel, feature_lens=self.mel_lengths).last_hidden_state
+        heard = tower(self.mel.float(), feature_lens=self.mel_lengths).last_hidden_state
         anchors = torch.cat(
             [
                 self._anchors(seen[self.prompt_seen :], self.windows[0]),
@@ -230,15 +242,33 @@ class Theirs:
             functional.cross_entropy(s.reshape(-1, spec.num_audio), own) / 2
             for s in (scores, scores.transpose(1, 2))
         )
-        return text + 0.005 * latent + sync, {"text": text, "latent": latent, "sync": sync}
+        total = text + 0.005 * latent + sync
+        with torch.no_grad():
+            metrics = {"loss/total": total, "loss/text": text, "loss/latent": latent}
+            metrics |= {"loss/sync": sync, "temperature": (-self.scale).exp()}
+            metrics["text/accuracy"] = (logits.argmax(-1) == self.target_ids).float().mean()
+            states, count = functional.normalize(z, dim=-1), spec.num_latents
+            gram = states @ states.transpose(1, 2)
+            trace = gram.diagonal(dim1=1, dim2=2).sum(-1)
+            off_diagonal = gram.sum((1, 2)) - trace
+            metrics["latent/cosine"] = (off_diagonal / (count * (count - 1))).mean()
+            metrics["latent/rank"] = (trace**2 / (gram**2).sum((1, 2))).mean()
+            nearest = states @ functional.normalize(anchors, dim=-1).transpose(1, 2)
+            right = nearest.argmax(-1) == torch.arange(count)
+            metrics["latent/retrieval"] = right.float().mean()
+        return total, metrics
 
-    def __call__(self) -> dict[str, float]:
-        self.optimizer.zero_grad(set_to_none=True)
-        total, parts = self.loss()
-        total.backward()
-        self.torch.nn.utils.clip_grad_norm_(self.trained, OPTIMIZER.clip_norm)
-        self.optimizer.step()
-        return {name: value.item() for name, value in parts.items()}
+    def __call__(self, steps: int = 1) -> dict[str, float]:
+        """Metrics of the last step."""
+        for _ in range(steps):
+            self.optimizer.zero_grad(set_to_none=True)
+            total, metrics = self.loss()
+            total.backward()
+            norm = self.torch.nn.utils.clip_grad_norm_(self.trained, OPTIMIZER.clip_norm)
+            if self.torch.isfinite(norm + total):
+                self.optimizer.step()
+            values = {name: value.item() for name, value in metrics.items()}
+        return values | {"gradient_norm": norm.item()}
 
 
 def make_reference(preset: str):
@@ -306,14 +336,15 @@ def port(reference) -> tuple[ThinkerConfig, dict]:
         return config, safetensors.unflatten(dict(safetensors.load(directory, config)))
 
 
-def compare(preset: str, repeats: int, remat: str) -> None:
-    """Both sides, step by step in turn."""
+def compare(preset: str, rows: int | None, repeats: int, remat: str) -> None:
+    """Both sides in turn."""
     import torch
     import transformers
 
     reference, spec = make_reference(preset)
     config, params = port(reference)
-    examples = make_parts(LOADS[preset], config.text.vocab_size - 20)
+    load = LOADS[preset] if rows is None else dataclasses.replace(LOADS[preset], rows=rows)
+    examples = make_parts(load, config.text.vocab_size - 20)
     batch = make_batch(config, spec, examples)
     tokens, size = int(batch.lengths.sum()), sum(x.size for x in jax.tree.leaves(params))
     print(f"{platform.machine()}, {torch.get_num_threads()} threads; jax {jax.__version__}, "
@@ -325,22 +356,22 @@ def compare(preset: str, repeats: int, remat: str) -> None:
         "torch": Theirs(reference, config, spec, examples, batch),
     }
     times = {name: [] for name in sides}
-    for repeat in range(repeats + 1):  # the first one compiles
-        for name, step in sides.items():
+    for step in range(2):  # the first one compiles
+        for name, side in sides.items():
+            values = side()
+            shown = "  ".join(f"{key} {values[key]:.6f}" for key in SHOWN)
+            print(f"  step {step} {name:>5}:  {shown}", flush=True)
+    for _ in range(repeats):
+        for name, side in sides.items():
             time.sleep(0.5)  # thread pools of the other side spin for a while after their work
-            values = step()  # caches are the other side's: a run's steps follow each other
-            for _ in range(BLOCK if repeat else 0):
-                started = time.perf_counter()
-                step()
-                times[name].append(time.perf_counter() - started)
-            if repeat < 2:
-                shown = "  ".join(f"{key} {value:.6f}" for key, value in values.items())
-                place = 0 if repeat == 0 else 1
-                print(f"  step {place} {name:>5}:  {shown}", flush=True)
+            side()  # caches are the other side's: a run's steps follow each other
+            started = time.perf_counter()
+            side(BLOCK)
+            times[name].append((time.perf_counter() - started) / BLOCK)
     medians = {name: statistics.median(all_of) for name, all_of in times.items()}
     for name, median in medians.items():
-        spread = f"{min(times[name]):.3f} .. {max(times[name]):.3f}"
-        print(f"{name:>6}: {tokens / median:10.1f} tokens/s  (median {median:.3f} s of {spread})")
+        spread = f"{min(times[name]):.4f} .. {max(times[name]):.4f}"
+        print(f"{name:>6}: {tokens / median:10.1f} tokens/s  (median {median:.4f} s of {spread})")
     best = min(times["torch"]) / min(times["ours"])
     print(f" ratio: {medians['torch'] / medians['ours']:.2f} of medians, {best:.2f} of the fastest")
 
@@ -385,6 +416,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", choices=tuple(LOADS), default="tiny")
+    parser.add_argument("--rows", type=int, help="of a batch; default is the preset's")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--layers", type=int, default=4, help="of preset 7b-layers")
     parser.add_argument(
@@ -396,7 +428,7 @@ def main():
     if args.preset == "7b-layers":
         measure_layers(args.layers, args.repeats, args.remat or "full")
     else:
-        compare(args.preset, args.repeats, args.remat or "dots")
+        compare(args.preset, args.rows, args.repeats, args.remat or "dots")
 
 
 if __name__ == "__main__":

@@ -10,12 +10,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from latentomni_jax.backbone.plain import SAVED
 from latentomni_jax.backbone.types import Array
 
 # Named remat policies of the layer scans: what a layer keeps for its backward pass.
 REMAT_POLICIES = {
     "none": None,  # keep everything
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matmul results
+    "dots": jax.checkpoint_policies.save_from_both_policies(  # keep products and attention
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(SAVED),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,  # keep the layer's input only
 }
 

@@ -18,8 +18,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float, Int
 
+from latentomni_jax.backbone.plain import SAVED
 from latentomni_jax.backbone.types import Array
 
 # Far below any score, exactly representable in bfloat16 (a power of two, about -1.1e9), and far
@@ -46,7 +48,7 @@ def attend(
     q_btnh = q_btnh * h**-0.5
     if hidden is not None:
         q_btnh, k_bskh = hide(q_btnh, k_bskh, *hidden)
-    args = [x.swapaxes(1, 2) for x in (q_btnh, k_bskh, v_bskh)]
+    args = [checkpoint_name(x.swapaxes(1, 2), SAVED) for x in (q_btnh, k_bskh, v_bskh)]
     if lengths is not None:
         args.append((jnp.arange(q_btnh.shape[1]) < lengths[:, None]).astype(jnp.int32))
     mesh = jax.sharding.get_abstract_mesh()
@@ -118,5 +120,9 @@ def kernel(heads: int, length: int, causal: bool) -> Any:
         block_kv_dq=size,
     )
     return splash_attention_kernel.make_splash_mha(
-        mask, head_shards=1, q_seq_shards=1, block_sizes=blocks
+        mask,
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=blocks,
+        residual_checkpoint_name=SAVED,
     )

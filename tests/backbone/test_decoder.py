@@ -1,6 +1,7 @@
 """The text decoder's options: hidden media, cache slots of each row, adapters."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,17 @@ def decode(thinker, params, *args, **kwargs):
 def assert_trees_close(ours, theirs, atol=1e-5, rtol=1e-4):
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=rtol), ours, theirs)
+
+
+@pytest.mark.parametrize("policy, times", [("none", 2), ("dots", 2), ("full", 3)])
+def test_remat_recomputes_attention_only_where_nothing_is_kept(policy, times):
+    """Scores are exponentiated in the forward and the backward pass, and in between if remade."""
+    config, params = make_ported()
+    thinker = Thinker(config, remat_policy=policy)
+    x, positions = make_inputs(config, 1, 8)
+    grad = jax.grad(lambda p: jnp.sum(decode(thinker, p, x, positions)[0]))
+    program = jax.jit(grad).lower(text_only(params)).as_text()
+    assert len(re.findall(r"stablehlo.exponential .*x8x8xf32", program)) == times
 
 
 @pytest.mark.parametrize("scan_layers", [True, False], ids=["scanned", "unrolled"])

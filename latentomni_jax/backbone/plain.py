@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,30 +23,39 @@ _TILE_ELSEWHERE = 1 << 26
 NEGATIVE = -1e30  # finite: a query whose keys are all masked gives a mean, not NaN
 # Name of what a remat policy may keep: queries, keys, values, outputs and log-sum-exps.
 SAVED = "attention"
-_BANDS, _MIN_BAND = 4, 64
+_BANDS, _MIN_BAND = 4, 96  # at most so many, of at least so many queries
 _HEADS_OUTSIDE = ((0, 1), (0, 1))
 
 
 class Mask(NamedTuple):
-    """Who sees whom, beside causality; every part may be None.
+    """Who sees whom; every part may be None.
 
     Attributes:
       lengths: i32[B], keys at or beyond it are invisible.
-      blocked: bool[B,T] queries that do not see the `media`: bool[B,S] keys.
-      query_ids, key_ids: i32[B,T], i32[B,S]: a query sees keys of its own id only.
+      media, key_ids, key_places: of keys, [B,S]; blocked, query_ids, query_places: of queries,
+        [B,T]. A query that is blocked does not see media; a query sees keys of its own id only,
+        and keys up to its own place only.
     """
 
     lengths: Array | None = None
     media: Array | None = None
     key_ids: Array | None = None
+    key_places: Array | None = None
     blocked: Array | None = None
     query_ids: Array | None = None
+    query_places: Array | None = None
+
+    def of_queries(self) -> tuple[Array | None, ...]:
+        return self.blocked, self.query_ids, self.query_places
 
     def part(self, queries: slice, keys: slice) -> Mask:
         """The mask of some queries and some keys."""
-        media, key_ids = (x if x is None else x[:, keys] for x in (self.media, self.key_ids))
-        blocked, ids = (x if x is None else x[:, queries] for x in (self.blocked, self.query_ids))
-        return Mask(self.lengths, media, key_ids, blocked, ids)
+        of_keys = (self.media, self.key_ids, self.key_places)
+        return Mask(
+            self.lengths,
+            *(x if x is None else x[:, keys] for x in of_keys),
+            *(x if x is None else x[:, queries] for x in self.of_queries()),
+        )
 
 
 def attend(
@@ -55,7 +64,7 @@ def attend(
     """softmax(q k^T / sqrt(H)) v in f32, under the mask; [B,T,N,H] in the dtype of v.
 
     Causal queries are cut into bands that read the keys up to their own end only, which leaves out
-    most of what causality hides (a third of all scores with `_BANDS` = 4).
+    most of what causality hides (3 of 8 scores where there are 4 bands).
     """
     b, t, n, h = q_btnh.shape
     s, k = k_bskh.shape[1:3]
@@ -63,6 +72,12 @@ def attend(
     # Heads outside positions: einsums over inner heads take half as long again on CPU.
     q_bkgth = q_btnh.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4) * h**-0.5
     args = (q_bkgth, k_bskh.swapaxes(1, 2), v_bskh.swapaxes(1, 2))
+    if causal:
+        places = jnp.broadcast_to(jnp.arange(t), (b, t))
+        mask = mask._replace(query_places=places, key_places=places)
+    # What depends on the mask alone is the same in every layer: JAX would compute it before the
+    # scan over layers, and keep it as large as the scores. Tied to the queries it stays small.
+    args, mask = jax.lax.optimization_barrier((args, mask))
     args = (*(checkpoint_name(x, SAVED) for x in args), mask)
 
     rows = max((r for r in range(1, b + 1) if b % r == 0 and r * n * t * s <= tile), default=1)
@@ -81,8 +96,6 @@ def attend(
                 queries = 1 << (queries.bit_length() - 1)
             outs.append(
                 _attend(
-                    causal,
-                    start,
                     min(queries, end - start),
                     q_bkgth[:, :, :, start:end],
                     k_bksh[:, :, :seen],
@@ -101,16 +114,16 @@ def attend(
     return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(causal, first, queries, q_bkgth, k_bksh, v_bksh, mask):
-    return _forward(causal, first, queries, q_bkgth, k_bksh, v_bksh, mask)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(queries, q_bkgth, k_bksh, v_bksh, mask):
+    return _forward(queries, q_bkgth, k_bksh, v_bksh, mask)[0]
 
 
-def _forward(causal, first, queries, q_bkgth, k_bksh, v_bksh, mask):
+def _forward(queries, q_bkgth, k_bksh, v_bksh, mask):
     def one(xs):
-        start, (q,), mask = xs
+        (q,), mask = xs
         b, k, g, t, h = q.shape
-        scores = _scores(causal, first + start, q, k_bksh, mask)
+        scores = _scores(q, k_bksh, mask)
         top = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -123,15 +136,15 @@ def _forward(causal, first, queries, q_bkgth, k_bksh, v_bksh, mask):
     return out, (q_bkgth, k_bksh, v_bksh, mask, out, log_total)
 
 
-def _backward(causal, first, queries, saved, d_out):
+def _backward(queries, saved, d_out):
     q_bkgth, k_bksh, v_bksh, mask, out, log_total = saved
     exact = log_total.dtype
     delta = jnp.sum(d_out.astype(exact) * out.astype(exact), axis=-1, keepdims=True)
 
     def one(xs):
-        start, (q, d_out, log_total, delta), mask = xs
+        (q, d_out, log_total, delta), mask = xs
         b, k, g, t, h = q.shape
-        weights = jnp.exp(_scores(causal, first + start, q, k_bksh, mask) - log_total)
+        weights = jnp.exp(_scores(q, k_bksh, mask) - log_total)
         d_out = d_out.astype(v_bksh.dtype).reshape(b, k, g * t, h)
         d_weights = _dot(d_out, v_bksh, 3, 3).reshape(weights.shape)
         d_scores = (weights * (d_weights - delta)).astype(q.dtype).reshape(b, k, g * t, -1)
@@ -151,12 +164,12 @@ _attend.defvjp(_forward, _backward)
 
 
 def _over_queries(one, queries, length, split, mask, zeros=None):
-    """`one((start, split, mask))` over tiles of queries (axis 3 of `split`, axis 1 of masks).
+    """`one((split, mask))` over tiles of queries (axis 3 of `split`, axis 1 of masks).
 
     Results are put together again along queries; with `zeros`, the second is added up from there.
     """
     if queries >= length:
-        return one((0, split, mask))
+        return one((split, mask))
     count = -(-length // queries)
 
     def tiles(x, axis):
@@ -171,39 +184,37 @@ def _over_queries(one, queries, length, split, mask, zeros=None):
         return x.reshape(*x.shape[:3], count * queries, *x.shape[5:])[:, :, :, :length]
 
     def step(total, xs):
-        start, part, (blocked, query_ids) = xs
-        here = mask._replace(blocked=blocked, query_ids=query_ids)
-        first, second = one((start, part, here))
+        part, (blocked, query_ids, query_places) = xs
+        here = mask._replace(blocked=blocked, query_ids=query_ids, query_places=query_places)
+        first, second = one((part, here))
         if zeros is None:
             return None, (first, second)
         return jax.tree.map(jnp.add, total, second), first
 
     parts = jax.tree.map(lambda x: tiles(x, 3), split)
-    masks = jax.tree.map(lambda x: tiles(x, 1), (mask.blocked, mask.query_ids))
-    total, results = jax.lax.scan(step, zeros, (jnp.arange(count) * queries, parts, masks))
+    masks = jax.tree.map(lambda x: tiles(x, 1), mask.of_queries())
+    total, results = jax.lax.scan(step, zeros, (parts, masks))
     results = jax.tree.map(joined, results)
     return results if zeros is None else (results, total)
 
 
-def _scores(causal, start, q_bkgth, k_bksh, mask):
+def _scores(q_bkgth, k_bksh, mask):
     b, k, g, t, h = q_bkgth.shape
     s = k_bksh.shape[2]
     scores = _dot(q_bkgth.reshape(b, k, g * t, h), k_bksh, 3, 3).reshape(b, k, g, t, s)
-    visible: Any = None
-
-    def also(seen):
-        nonlocal visible
-        visible = seen if visible is None else visible & seen
-
-    if causal:
-        also((jnp.arange(s) <= start + jnp.arange(t)[:, None])[None])
+    visible = []
+    if mask.query_places is not None:
+        visible.append(mask.key_places[:, None] <= mask.query_places[:, :, None])
     if mask.lengths is not None:
-        also((jnp.arange(s) < mask.lengths[:, None])[:, None])
+        visible.append((jnp.arange(s) < mask.lengths[:, None])[:, None])
     if mask.blocked is not None:
-        also(~(mask.blocked[:, :, None] & mask.media[:, None]))
+        visible.append(~(mask.blocked[:, :, None] & mask.media[:, None]))
     if mask.query_ids is not None:
-        also(mask.query_ids[:, :, None] == mask.key_ids[:, None])
-    return scores if visible is None else jnp.where(visible[:, None, None], scores, NEGATIVE)
+        visible.append(mask.query_ids[:, :, None] == mask.key_ids[:, None])
+    if not visible:
+        return scores
+    bias = jnp.where(functools.reduce(jnp.logical_and, visible), 0, NEGATIVE)
+    return scores + bias.astype(scores.dtype)[:, None, None]
 
 
 def _dot(x, y, x_axis, y_axis):

@@ -34,6 +34,7 @@ DATA = [
     "grain>=0.2.12",
     "array-record>=0.8",
     "tensorflow-datasets>=4.9.8",  # reads and writes records; TensorFlow itself is not needed
+    "importlib-resources>=6.0",  # TFDS builders need it and do not ask for it
 ]
 TEST = [
     *DATA,

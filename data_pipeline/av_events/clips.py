@@ -7,7 +7,7 @@ change together, so what is seen and what is heard can be told apart second by s
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -41,29 +41,54 @@ def make_clip(
     size: tuple[int, int] = SIZE,
     sound: bool = True,
 ) -> None:
-    """Writes an mp4 with H.264 pictures and AAC sound, the same bytes for the same arguments.
+    """Writes an mp4 of events, the same bytes for the same arguments.
 
     Args:
       seconds: length; the events repeat.
       size: width and height in pixels, both even.
       sound: False leaves the audio track out.
     """
-    with av.open(str(path), "w") as container:
-        video = container.add_stream("h264", rate=FPS, options=_REPEATABLE)
-        (video.width, video.height), video.pix_fmt = size, "yuv420p"
-        audio = container.add_stream("aac", rate=RATE, layout="stereo") if sound else None
-        for number in range(round(seconds * FPS)):
-            picture = draw(number / FPS, events, size)
+    pictures = (draw(number / FPS, events, size) for number in range(round(seconds * FPS)))
+    write_clip(path, pictures, play(seconds, events) if sound else None, fps=FPS, rate=RATE)
+
+
+def write_clip(
+    path: str | os.PathLike,
+    pictures: Iterable[np.ndarray],
+    sound: np.ndarray | None,
+    *,
+    fps: int,
+    rate: int,
+    quality: int | None = None,
+) -> None:
+    """Writes an mp4 with H.264 pictures and AAC sound, the same bytes for the same arguments.
+
+    Args:
+      pictures: u8[H,W,3], H and W even, one at least.
+      sound: f32[C,N], one or two channels at `rate` samples per second; None for no track.
+      quality: x264's constant rate factor, less is better; default is x264's.
+    """
+    options = _REPEATABLE | ({} if quality is None else {"crf": str(quality)})
+    with av.open(str(path), "w", format="mp4") as container:
+        video = container.add_stream("h264", rate=fps, options=options)
+        video.pix_fmt = "yuv420p"
+        audio, layout = None, "mono"
+        if sound is not None:
+            layout = "stereo" if len(sound) == 2 else "mono"
+            audio = container.add_stream("aac", rate=rate, layout=layout)
+        for number, picture in enumerate(pictures):
+            if not number:
+                video.height, video.width = picture.shape[:2]
             container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(video.encode(None))
-        if audio is None:
+        if audio is None or sound is None:
             return
-        samples, step = play(seconds, events), audio.codec_context.frame_size
-        for start in range(0, samples.shape[1], step):
+        step = audio.codec_context.frame_size
+        for start in range(0, sound.shape[1], step):
             frame = av.AudioFrame.from_ndarray(
-                np.ascontiguousarray(samples[:, start : start + step]), "fltp", "stereo"
+                np.ascontiguousarray(sound[:, start : start + step]), "fltp", layout
             )
-            frame.sample_rate, frame.pts, frame.time_base = RATE, start, Fraction(1, RATE)
+            frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
             container.mux(audio.encode(frame))
         container.mux(audio.encode(None))
 

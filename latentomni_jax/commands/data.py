@@ -13,6 +13,9 @@ EPILOG = """\
 examples:
   latentomni data tiny --out tiny
 
+  a world in which answers need eyes and ears, with its truth:
+    latentomni data av-events --out events --clips 1000
+
   the feature cache of that tiny set, its pictures as small as they are:
     latentomni data cache --data tiny/trajectories.jsonl --out tiny-cache \\
       --video-min-pixels 3136 --video-max-pixels 12544
@@ -46,11 +49,33 @@ end by reason, and in DIR/problems.jsonl.
 Exit code: 0, or 2 with one line on stderr where a file or an option is unusable.
 """
 
+AV_EVENTS_EPILOG = """\
+What is written:
+  clips/*.mp4             H.264 and AAC; splits train, test and novel share no clip, and novel has
+                          things and sounds that the others never have
+  train.jsonl, test.jsonl, novel.jsonl
+                          questions, options, reasoning with latent blocks, answers
+  base.jsonl              captions of the training clips and plain answers, to learn to see and hear
+  av_events/1.0.0         the truth as a TFDS dataset: timelines, timed captions, questions
+
+examples:
+  latentomni data av-events --out events --clips 1000
+
+  harder, and another world:
+    latentomni data av-events --out hard --dial hard --seed 1
+
+  is every clip still as it was made?
+    latentomni data av-events --out events --check
+
+The same options make the same bytes. An interrupted run goes on where it was.
+Exit code: 0, or 2 where an option is unusable or --check finds something.
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Prepare training data."
     parser.epilog = EPILOG
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="cache|tiny")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="cache|tiny|av-events")
     raw = argparse.RawDescriptionHelpFormatter
 
     cache = verbs.add_parser(
@@ -119,7 +144,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     tiny.add_argument("--seed", type=int, default=0, help="of what is drawn (default %(default)s)")
 
+    events = verbs.add_parser(
+        "av-events",
+        help="draw and play a world whose questions need pictures and sound",
+        description="Draw and play clips of things that are seen and sounds that are heard, with "
+        "their truth, questions of six types and reasoning that cites the clip.",
+        epilog=AV_EVENTS_EPILOG,
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
+    events.add_argument("--out", required=True, metavar="DIR", help="directory to write")
+    events.add_argument(
+        "--clips", type=int, default=1000, metavar="N", help="in all splits (default %(default)s)"
+    )
+    events.add_argument("--seed", type=int, default=0, help="of the world (default %(default)s)")
+    events.add_argument(
+        "--dial", choices=("easy", "medium", "hard"), default="easy", help="how hard (default easy)"
+    )
+    for name, (unit, text) in _DIAL_OPTIONS.items():
+        kind = int if unit == "N" else float
+        events.add_argument(f"--{name}", type=kind, metavar=unit, help=text)
+    events.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes that render (default here %(default)s)",
+    )
+    events.add_argument(
+        "--check", action="store_true", help="look whether the set in DIR is whole; write nothing"
+    )
 
+
+_DIAL_OPTIONS = {
+    "moments": ("N", "with a thing and a sound, 6 to 9"),
+    "alone": ("N", "further moments with one of the two, 0 to 4"),
+    "seconds": ("S", "length of a moment"),
+    "jitter": ("S", "that a sound may begin earlier or later than its thing"),
+    "overlap": ("S", "that a sound goes on into the next moment"),
+    "distractors": ("N", "marks in the picture, and hum, that mean nothing"),
+}
 _SPEC_OPTIONS = {
     "fps": ("N", "frames per second that are sampled (default 2)"),
     "min_frames": ("N", "frames of a video at least (default 4)"),
@@ -133,8 +197,8 @@ _SPEC_OPTIONS = {
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs `cache` or `tiny`; 0 when all went well. Raises InputError."""
-    return {"cache": _cache, "tiny": _tiny}[args.verb](args)
+    """Runs the verb; 0 when all went well. Raises InputError."""
+    return {"cache": _cache, "tiny": _tiny, "av-events": _av_events}[args.verb](args)
 
 
 def _cache(args: argparse.Namespace) -> int:
@@ -177,4 +241,28 @@ def _tiny(args: argparse.Namespace) -> int:
         f"{args.samples} trajectories in {path}; next:\n"
         f"  latentomni data cache --data {path} --out {args.out}-cache {options}"
     )
+    return 0
+
+
+def _av_events(args: argparse.Namespace) -> int:
+    from data_pipeline.av_events import build
+    from data_pipeline.av_events.world import DIALS
+
+    if args.check:
+        problems = build.check_set(args.out)
+        print("\n".join(problems) or f"{args.out}: every clip is as it was made")
+        return 2 if problems else 0
+    if args.workers < 1:
+        raise InputError(f"--workers should be at least 1, got {args.workers}")
+    given = {name: getattr(args, name) for name in _DIAL_OPTIONS}
+    given = {name: value for name, value in given.items() if value is not None}
+    dial = dataclasses.replace(DIALS[args.dial], **given)
+    started = time.monotonic()
+    world = build.World.of(args.clips, args.seed, dial)
+    guesses = build.make_set(args.out, world, workers=args.workers)
+    counts = ", ".join(f"{n} {s}" for s, n in zip(build.SPLITS, world.clips, strict=True))
+    print(f"{counts} clips in {time.monotonic() - started:.0f} s to {args.out}")
+    print("best guess from one modality (chance 25 %): " + ", ".join(
+        f"{view} {of_type['all']:.0%}" for view, of_type in guesses.items()
+    ))  # fmt: skip
     return 0

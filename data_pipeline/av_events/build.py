@@ -1,0 +1,300 @@
+"""The AV-Events set on disk: clips, their truth as a TFDS dataset, trajectories as JSON lines.
+
+    DIR/world.json        dial, seed, counts: what makes the set, again to the bit
+        clips/            SPLIT-00000.mp4 ...
+        av_events/1.0.0/  TFDS dataset, ArrayRecord files: clip, its hash, timeline, timed captions,
+                          questions; written and read without TensorFlow
+        base.jsonl        captions and plain answers about the training clips
+        train.jsonl       trajectories with latent blocks; test.jsonl, novel.jsonl the same
+
+Every clip is drawn from (seed, split, number) alone, so splits share none, and any process can make
+any clip. The split "novel" has things and sounds that no other split has.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from data_pipeline import records
+from data_pipeline.av_events.check import require_both, require_no_leak, single_modality
+from data_pipeline.av_events.questions import Question, ask, caption, captions
+from data_pipeline.av_events.render import render
+from data_pipeline.av_events.world import Dial, Timeline, draw_timeline
+from data_pipeline.shards import write_text
+from latentomni_jax.layout import InputError
+
+FORMAT = 1
+SPLITS = ("train", "test", "novel")
+_SHARES = (0.72, 0.14, 0.14)
+_MEASURED = 600  # clips on which a guess is fitted, and as many on which it is measured
+_CHECK_SEED = 1 << 32  # no set's seed
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """What makes a set. Attributes: clips: of each of `SPLITS`."""
+
+    dial: Dial
+    seed: int
+    clips: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, clips: int, seed: int, dial: Dial) -> World:
+        """A world of so many clips in all."""
+        if clips < 10:
+            raise InputError(f"a set has at least 10 clips, got {clips}")
+        test, novel = (round(clips * share) for share in _SHARES[1:])
+        return cls(dial, seed, (clips - test - novel, test, novel))
+
+    def draw(self, split: str, number: int) -> tuple[Timeline, list[Question]]:
+        """The truth of a clip, and the questions about it."""
+        rng = np.random.default_rng([self.seed, SPLITS.index(split), number])
+        kind = "covered" if number % 2 else "plain"
+        timeline = draw_timeline(rng, self.dial, kind, novel=split == "novel")
+        return timeline, ask(rng, timeline)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT} | json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def make_set(
+    out: str | os.PathLike, world: World, *, workers: int = 1, progress: bool = True
+) -> dict[str, dict[str, float]]:
+    """Makes a set, or completes one that was interrupted, with the same result.
+
+    Args:
+      out: directory, new, empty, or begun with the same world.
+      workers: processes that render.
+
+    Returns:
+      How well the best guess from one modality does, see `check.single_modality`.
+
+    Raises:
+      InputError: `out` is something else; the world's questions do not need both modalities.
+    """
+    records.require_libraries()
+    out = Path(out)
+    _begin(out, world)
+    guesses = measure(world)
+    require_both(guesses, 3 * _MEASURED)  # two clips have six questions
+    jobs = [(split, i) for split, n in zip(SPLITS, world.clips, strict=True) for i in range(n)]
+    _render_all(out, world, jobs, workers, progress)
+    _write_lines(out, world)
+    if not (dataset_directory(out) / "dataset_info.json").is_file():
+        records.tensorflow_datasets().disable_progress_bar()
+        builder = _builder_class()(data_dir=str(out), file_format="array_record", out=out)
+        builder.download_and_prepare()
+        shutil.rmtree(out / "downloads", ignore_errors=True)  # TFDS makes it, nothing is in it
+    return guesses
+
+
+def measure(world: World) -> dict[str, dict[str, float]]:
+    """How well the best guess from one modality answers questions of such a world."""
+    fresh = dataclasses.replace(world, seed=_CHECK_SEED + world.seed)
+    items = []
+    for number in range(2 * _MEASURED):
+        timeline, questions = fresh.draw("test", number)
+        for question in questions:
+            require_no_leak(question)
+        items += [(timeline, question) for question in questions]
+    half = len(items) // 2
+    return single_modality(items[:half], items[half:])
+
+
+def read_world(out: str | os.PathLike) -> World:
+    """The world of a set. Raises InputError where there is none."""
+    path = Path(out) / "world.json"
+    if not path.is_file():
+        raise InputError(f"{out}: is no AV-Events set; make one with `latentomni data av-events`")
+    taken = json.loads(path.read_text(encoding="utf-8"))
+    if taken.get("format") != FORMAT:
+        raise InputError(f"{path}: format {taken.get('format')}, expected {FORMAT}")
+    return World(Dial(**taken["dial"]), taken["seed"], tuple(taken["clips"]))
+
+
+def check_set(out: str | os.PathLike) -> list[str]:
+    """What is wrong with the clips of a complete set, each named; empty if nothing is."""
+    problems = []
+    for split in SPLITS:
+        for record in read_records(out, split):
+            path = Path(out) / record["path"]
+            if not path.is_file():
+                problems.append(f"{path}: is missing")
+            elif _hash(path.read_bytes()) != record["sha256"]:
+                problems.append(f"{path}: is not the clip that was made (its hash differs)")
+    return problems
+
+
+def read_records(out: str | os.PathLike, split: str) -> Iterator[dict[str, Any]]:
+    """The records of a split: `id`, `path`, `sha256`, `video` (bytes of the mp4), `timeline`,
+    `captions`, `questions`."""
+    read_world(out)
+    tfds = records.tensorflow_datasets()
+    try:
+        source = tfds.builder_from_directory(dataset_directory(out)).as_data_source(split)
+    except Exception as error:  # TFDS raises whatever a damaged or absent file makes it do
+        raise InputError(f"{out}: the set is incomplete or damaged: {error!r}") from error
+    for i in range(len(source)):
+        record = source[i]
+        yield {
+            **{name: record[name].decode() for name in ("id", "path", "sha256")},
+            "video": record["video"],
+            "timeline": Timeline.from_json(json.loads(record["timeline"])),
+            **{name: json.loads(record[name]) for name in ("captions", "questions")},
+        }
+
+
+def dataset_directory(out: str | os.PathLike) -> Path:
+    return Path(out) / "av_events" / records.VERSION
+
+
+# --------------------------------------------------------------------------- making
+
+
+def _begin(out: Path, world: World) -> None:
+    path = out / "world.json"
+    if path.is_file():
+        if (found := read_world(out)) != world:
+            raise InputError(f"{out}: holds another set ({found}); name another directory")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: is not empty; name another directory")
+    (out / "clips").mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(world.to_json(), indent=1))
+
+
+def _render_all(out, world, jobs, workers, progress):
+    with tqdm.tqdm(total=len(jobs), unit="clip", disable=not progress) as bar:
+        if workers == 1:
+            for job in jobs:
+                _render_one(out, world, job)
+                bar.update()
+            return
+        context = multiprocessing.get_context("spawn")  # FFmpeg's threads do not survive a fork
+        with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+            run = functools.partial(_render_one, out, world)
+            for _ in pool.map(run, jobs, chunksize=8):
+                bar.update()
+
+
+def _render_one(out: Path, world: World, job: tuple[str, int]) -> None:
+    path = out / clip_path(*job)
+    if path.is_file():
+        return
+    split, number = job
+    partial = path.with_name(f".{path.name}")
+    timeline, _ = world.draw(split, number)
+    # Not the seed of the truth: what means nothing must not be able to tell.
+    render(partial, timeline, int(_hash(f"{world.seed} {split} {number}".encode())[:12], 16))
+    os.replace(partial, path)
+
+
+def clip_path(split: str, number: int) -> str:
+    """Of a clip, within the set."""
+    return f"clips/{split}-{number:05d}.mp4"
+
+
+def _write_lines(out: Path, world: World) -> None:
+    for split, count in zip(SPLITS, world.clips, strict=True):
+        lines = []
+        for number in range(count):
+            _, questions = world.draw(split, number)
+            lines += [
+                question.to_sample(
+                    f"{split}-{number:05d}-{question.type}", clip_path(split, number)
+                )
+                for question in questions
+            ]
+        _write_jsonl(out / f"{split}.jsonl", lines)
+    _write_jsonl(out / "base.jsonl", _base_samples(world))
+
+
+def _base_samples(world: World) -> list[dict[str, Any]]:
+    """Of every training clip its caption, and its questions with the answer alone."""
+    lines = []
+    for number in range(world.clips[0]):
+        timeline, questions = world.draw("train", number)
+        video = clip_path("train", number)
+        lines.append(
+            {
+                "id": f"base-{number:05d}-caption",
+                "video": video,
+                "question": "What is seen and heard?",
+                "answer": caption(timeline),
+            }
+        )
+        for question in questions:
+            sample = question.to_sample(f"base-{number:05d}-{question.type}", video)
+            lines.append({k: v for k, v in sample.items() if k not in ("reasoning", "segments")})
+    return lines
+
+
+def _write_jsonl(path: Path, lines: list[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@functools.cache
+def _builder_class():
+    """The TFDS builder; made late, because TFDS is an extra."""
+    tfds = records.tensorflow_datasets()
+
+    class AvEvents(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version(records.VERSION)
+
+        def __init__(self, *, out: Path, **kwargs):
+            self.out = out
+            super().__init__(**kwargs)
+
+        def _info(self):
+            text = tfds.features.Text()
+            raw = tfds.features.Tensor(shape=(), dtype=np.object_)
+            names = ("id", "path", "sha256", "timeline", "captions", "questions")
+            return self.dataset_info_from_configs(
+                description="Small clips in which things are seen and sounds are heard.",
+                features=tfds.features.FeaturesDict({"video": raw} | dict.fromkeys(names, text)),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager):
+            world = read_world(self.out)
+            return {
+                split: self._generate_examples(world, split, count)
+                for split, count in zip(SPLITS, world.clips, strict=True)
+            }
+
+        def _generate_examples(self, world, split, count):
+            for number in range(count):
+                timeline, questions = world.draw(split, number)
+                path = clip_path(split, number)
+                video = (self.out / path).read_bytes()
+                yield (
+                    number,
+                    {
+                        "id": f"{split}-{number:05d}",
+                        "path": path,
+                        "sha256": _hash(video),
+                        "video": video,
+                        "timeline": json.dumps(timeline.to_json()),
+                        "captions": json.dumps(captions(timeline)),
+                        "questions": json.dumps([dataclasses.asdict(q) for q in questions]),
+                    },
+                )
+
+    return AvEvents

@@ -1,0 +1,258 @@
+r"""Questions of Daily-Omni's six types about a timeline, options, and reasoning that cites it.
+
+Every question needs pictures and sound. One of its sides names what is seen, the other what is
+heard, and the options are drawn so that for whoever knows only one side they are equally likely:
+first the answer is drawn evenly among values that occur, then a place in the clip that has it.
+
+Reasoning says nothing before its first citation that is not in the question.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.av_events.world import (
+    MOTIONS,
+    PLACES,
+    RELATIONS,
+    Moment,
+    Timeline,
+    relation,
+)
+from data_pipeline.trajectories import PAIR
+
+NUM_OPTIONS = 4
+LETTERS = "ABCD"
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question with four options.
+
+    Attributes:
+      type: one of `TYPES`. answer: index of the right option.
+      reasoning: text with a `PAIR` for each of `segments`, (start, end) in seconds.
+    """
+
+    type: str
+    text: str
+    options: tuple[str, ...]
+    answer: int
+    reasoning: str
+    segments: tuple[tuple[float, float], ...]
+
+    def to_sample(self, id: str, video: str) -> dict[str, Any]:
+        """The trajectory as `data_pipeline.trajectories` takes it."""
+        return {
+            "id": id,
+            "video": video,
+            "question": self.text,
+            "choices": list(self.options),
+            "reasoning": self.reasoning,
+            "segments": [list(segment) for segment in self.segments],
+            "answer": f"\\boxed{{{LETTERS[self.answer]}}}",
+            "metadata": {"type": self.type},
+        }
+
+
+def ask(rng: np.random.Generator, timeline: Timeline) -> list[Question]:
+    """A question of every type that the clip allows."""
+    makers = _PLAIN if timeline.kind == "plain" else _COVERED
+    return [make(rng, timeline) for make in makers]
+
+
+def caption(timeline: Timeline) -> str:
+    """All that is seen and heard, moment by moment with its time."""
+    return "; ".join(f"{m.start:.0f} s {_seen(m)}, {_heard(m)}" for m in timeline.moments) + "."
+
+
+def captions(timeline: Timeline) -> dict[str, list[tuple[float, float, str]]]:
+    """(start, end, text) of everything seen under "video", of everything heard under "audio"."""
+    moments = timeline.moments
+    return {
+        "video": [
+            (m.start, m.end, _seen(m)) for m in moments if m.thing is not None or m.is_covered
+        ],
+        "audio": [(*m.heard, _heard(m)) for m in moments if m.sound is not None],
+    }
+
+
+def _seen(moment: Moment) -> str:
+    if moment.is_covered:
+        return "curtain"
+    if moment.thing is None:
+        return "nothing"
+    return f"{moment.thing.name} {moment.thing.place} {moment.thing.motion}"
+
+
+def _heard(moment: Moment) -> str:
+    return "silence" if moment.sound is None else moment.sound.name
+
+
+# ------------------------------------------------------------------------- the types
+
+
+def _alignment(rng, timeline):
+    """Which sound with this thing, or which thing with this sound."""
+    moments = _clear(timeline)
+    target = moments[rng.integers(len(moments))]
+    others = [m for m in moments if m is not target]
+    if rng.random() < 0.5:
+        others += [m for m in timeline.moments if m.thing is None]
+        return _question(
+            rng, "alignment",
+            f"Which sound is heard while the {target.thing.name} is seen?",
+            target.sound.name, [m.sound.name for m in others],
+            f"I look for the {target.thing.name} and listen.{PAIR}"
+            f"The {target.sound.name} is heard.",
+            [target],
+        )  # fmt: skip
+    others += [m for m in timeline.moments if m.sound is None]
+    return _question(
+        rng, "alignment",
+        f"What is seen while the {target.sound.name} is heard?",
+        target.thing.name, [m.thing.name for m in others],
+        f"I listen for the {target.sound.name} and look.{PAIR}The {target.thing.name} is seen.",
+        [target],
+    )  # fmt: skip
+
+
+def _sequence(rng, timeline):
+    """What comes right after: a sound after a thing, or a thing after a sound."""
+    pairs = list(itertools.pairwise(timeline.moments))
+    if rng.random() < 0.5:
+        pairs = [(a, b) for a, b in pairs if a.thing is not None and b.sound is not None]
+        first, target = pairs[rng.integers(len(pairs))]
+        return _question(
+            rng, "sequence",
+            f"Which sound is heard right after the {first.thing.name} was seen?",
+            target.sound.name, [b.sound.name for _, b in pairs if b is not target],
+            f"I look for the {first.thing.name}.{PAIR}I listen to what follows.{PAIR}"
+            f"The {target.sound.name} is heard.",
+            [first, target],
+        )  # fmt: skip
+    pairs = [(a, b) for a, b in pairs if a.sound is not None and b.thing is not None]
+    first, target = pairs[rng.integers(len(pairs))]
+    return _question(
+        rng, "sequence",
+        f"What is seen right after the {first.sound.name} was heard?",
+        target.thing.name, [b.thing.name for _, b in pairs if b is not target],
+        f"I listen for the {first.sound.name}.{PAIR}I look at what follows.{PAIR}"
+        f"The {target.thing.name} is seen.",
+        [first, target],
+    )  # fmt: skip
+
+
+def _context(rng, timeline):
+    """Where the thing is, or how it moves, while a sound is heard."""
+    attribute, values, ask = (
+        ("place", PLACES, "Where is the thing that is seen"),
+        ("motion", MOTIONS, "How does the thing move that is seen"),
+    )[rng.integers(2)]
+    moments = _clear(timeline)
+    value = str(rng.choice(values))
+    fitting = [m for m in moments if getattr(m.thing, attribute) == value]
+    target = fitting[rng.integers(len(fitting))]
+    return _question(
+        rng, "context",
+        f"{ask} while the {target.sound.name} is heard?",
+        value, [v for v in values if v != value],
+        f"I listen for the {target.sound.name} and look.{PAIR}The {target.thing.name} is {value}.",
+        [target],
+    )  # fmt: skip
+
+
+def _comparative(rng, timeline):
+    """Colour and motion of the things with two sounds: the same or not."""
+    wanted = RELATIONS[rng.integers(len(RELATIONS))]
+    pairs = [
+        pair
+        for pair in itertools.permutations(_clear(timeline), 2)
+        if relation(pair[0].thing, pair[1].thing) == wanted
+    ]
+    one, other = pairs[rng.integers(len(pairs))]
+    names = {r: f"{r[0]} colour, {r[1]} motion" for r in RELATIONS}
+    return _question(
+        rng, "comparative",
+        f"Compare what is seen with the {one.sound.name} and with the {other.sound.name}.",
+        names[wanted], [name for r, name in names.items() if r != wanted],
+        f"I listen for the {one.sound.name}.{PAIR}It is {one.thing.colour} and {one.thing.motion}. "
+        f"I listen for the {other.sound.name}.{PAIR}"
+        f"It is {other.thing.colour} and {other.thing.motion}.",
+        [one, other],
+    )  # fmt: skip
+
+
+def _inference(rng, timeline):
+    """What the curtain hides: the thing that its sound belongs to."""
+    hidden = next(m for m in timeline.moments if m.is_covered)
+    shown = next(m for m in timeline.moments if m.thing == hidden.thing and not m.is_covered)
+    others = [m for m in timeline.moments if m.thing is not None and m.thing != hidden.thing]
+    return _question(
+        rng, "inference",
+        "Every thing has a sound of its own. What is behind the curtain?",
+        shown.thing.name, [m.thing.name for m in others],
+        f"I listen at the curtain.{PAIR}The {hidden.sound.name} is heard. I look for it "
+        f"elsewhere.{PAIR}The {shown.thing.name} is seen.",
+        [hidden, shown],
+    )  # fmt: skip
+
+
+def _reasoning(rng, timeline):
+    """From a sound to its thing, to the other one of that colour, to its sound."""
+    twins = [
+        (one, other)
+        for one, other in itertools.permutations(_clear(timeline), 2)
+        if one.thing.colour == other.thing.colour
+    ]
+    one, other = twins[rng.integers(len(twins))]
+    sounds = [m.sound.name for m in timeline.moments if m.sound and m not in (one, other)]
+    return _question(
+        rng, "reasoning",
+        f"Take the colour that is seen with the {one.sound.name}. Which sound is heard with the "
+        "other thing of that colour?",
+        other.sound.name, sounds,
+        f"I listen for the {one.sound.name}.{PAIR}It is {one.thing.colour}. I look for the other "
+        f"one.{PAIR}The {other.sound.name} is heard.",
+        [one, other],
+    )  # fmt: skip
+
+
+_PLAIN: tuple[Callable[..., Question], ...] = (
+    _alignment, _sequence, _context, _comparative, _reasoning,
+)  # fmt: skip
+_COVERED: tuple[Callable[..., Question], ...] = (_inference,)
+TYPES = ("alignment", "sequence", "context", "comparative", "inference", "reasoning")
+
+
+def _clear(timeline: Timeline) -> list[Moment]:
+    """Moments with both a thing and a sound."""
+    return [m for m in timeline.moments if m.thing is not None and m.sound is not None]
+
+
+def _question(
+    rng: np.random.Generator,
+    type: str,
+    text: str,
+    right: str,
+    others: Sequence[str],
+    reasoning: str,
+    cited: Sequence[Moment],
+) -> Question:
+    """Options in random order: the right one, and three of the others."""
+    wrong = rng.permutation(np.array(others, object))[: NUM_OPTIONS - 1]
+    options = [right, *wrong]
+    order = rng.permutation(NUM_OPTIONS)
+    return Question(
+        type,
+        text,
+        tuple(str(options[i]) for i in order),
+        int(np.flatnonzero(order == 0)[0]),
+        reasoning,
+        tuple(m.span for m in cited),
+    )

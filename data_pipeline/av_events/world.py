@@ -1,0 +1,250 @@
+"""AV-Events: a small world of things that are seen and sounds that are heard, drawn from a seed.
+
+A clip is a row of moments. In most of them a thing is seen while a sound is heard; in some there is
+only one of the two. What goes with what is decided by independent draws, so that neither pictures
+nor sounds alone tell. Two kinds of clips:
+
+```
+plain      three colours, two things of each     all places and motions occur
+covered    one moment has a curtain before its thing; its sound is that of another moment, whose
+           thing it is
+```
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any, Literal
+
+import numpy as np
+
+from latentomni_jax.layout import InputError
+
+COLOURS = {
+    "red": (220, 60, 50),
+    "green": (60, 170, 80),
+    "blue": (50, 90, 220),
+    "yellow": (235, 200, 50),
+    "purple": (150, 60, 180),
+    "black": (30, 30, 30),
+}
+SHAPES = ("disc", "square", "triangle", "ring", "cross", "bar")
+PLACES = ("left", "right", "top", "bottom")
+MOTIONS = ("still", "sliding", "bouncing", "growing")
+VOICES = ("tone", "buzz", "noise")
+PITCHES = ("low", "middle", "high")
+RHYTHMS = ("steady", "pulsing")
+RELATIONS = tuple(itertools.product(("same", "other"), repeat=2))  # of colour, of motion
+Kind = Literal["plain", "covered"]
+_CORE = 6  # moments of a clip that have both a thing and a sound, at least
+_TRIES = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Thing:
+    """What is seen: a shape in a colour, where, and how it moves."""
+
+    colour: str
+    shape: str
+    place: str
+    motion: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.colour} {self.shape}"
+
+    @property
+    def is_novel(self) -> bool:
+        """One of the six pairs of colour and shape that training never shows."""
+        return list(COLOURS).index(self.colour) == SHAPES.index(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sound:
+    """What is heard: a voice (sine, saw or noise), its pitch, its rhythm."""
+
+    voice: str
+    pitch: str
+    rhythm: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.rhythm} {self.pitch} {self.voice}"
+
+    @property
+    def is_novel(self) -> bool:
+        """One of the three sounds that training never plays."""
+        number = PITCHES.index(self.pitch) + VOICES.index(self.voice)
+        return number % 3 == 0 and self.rhythm == "pulsing"
+
+
+SOUNDS = tuple(itertools.starmap(Sound, itertools.product(VOICES, PITCHES, RHYTHMS)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """A stretch of a clip, in seconds, and what happens in it.
+
+    Attributes:
+      start, end: when the thing is seen. heard: when the sound is heard.
+      is_covered: a curtain is before the thing.
+    """
+
+    start: float
+    end: float
+    thing: Thing | None
+    sound: Sound | None
+    heard: tuple[float, float]
+    is_covered: bool = False
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """From the first to the last of what is seen and heard."""
+        starts, ends = [], []
+        if self.thing is not None:
+            starts, ends = [self.start], [self.end]
+        if self.sound is not None:
+            starts, ends = [*starts, self.heard[0]], [*ends, self.heard[1]]
+        return min(starts), max(ends)
+
+
+@dataclasses.dataclass(frozen=True)
+class Timeline:
+    """The truth of a clip. Attributes: moments in order; seconds: the clip's length; distractors:
+    grey marks in the picture, and hum under the sound, that mean nothing."""
+
+    kind: Kind
+    moments: tuple[Moment, ...]
+    seconds: float
+    distractors: int
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, taken: dict[str, Any]) -> Timeline:
+        moments = tuple(
+            Moment(
+                **moment
+                | {
+                    "thing": moment["thing"] and Thing(**moment["thing"]),
+                    "sound": moment["sound"] and Sound(**moment["sound"]),
+                    "heard": tuple(moment["heard"]),
+                }
+            )
+            for moment in taken["moments"]
+        )
+        return cls(**taken | {"moments": moments})
+
+
+@dataclasses.dataclass(frozen=True)
+class Dial:
+    """How hard a world is.
+
+    Attributes:
+      moments: with both a thing and a sound, at least 6. alone: further ones with one of the two.
+      seconds: of a moment. jitter: seconds that a sound may begin earlier or later than its thing.
+      overlap: seconds that a sound goes on into the next moment. distractors: see `Timeline`.
+    """
+
+    moments: int = 6
+    alone: int = 0
+    seconds: float = 1.0
+    jitter: float = 0.0
+    overlap: float = 0.0
+    distractors: int = 0
+
+    def __post_init__(self):
+        if not _CORE <= self.moments <= 9:
+            raise InputError(f"a dial has {_CORE} to 9 moments, got {self.moments}")
+        if not 0 <= self.alone <= 4 or self.distractors < 0:
+            raise InputError(f"a dial has 0 to 4 moments alone, got {self.alone}")
+        if self.seconds <= 0 or not 0 <= self.jitter + self.overlap <= self.seconds / 2:
+            raise InputError("jitter and overlap together are at most half a moment")
+
+
+DIALS = {
+    "easy": Dial(),
+    "medium": Dial(alone=1, jitter=0.1, distractors=1),
+    "hard": Dial(moments=8, alone=2, jitter=0.25, overlap=0.25, distractors=2),
+}
+
+
+def draw_timeline(
+    rng: np.random.Generator, dial: Dial, kind: Kind, *, novel: bool = False
+) -> Timeline:
+    """A clip's truth.
+
+    Args:
+      novel: with things and sounds that are otherwise never drawn (a thing of every pair of one
+        colour is novel, and all novel sounds occur).
+    """
+    both = dial.moments
+    things = _draw_things(rng, both + dial.alone, kind, novel)
+    sounds = _draw_sounds(rng, both + dial.alone, novel)
+    number = np.arange(both + dial.alone)
+    silent = {int(i) for i in number[both:] if rng.random() < 0.5}
+    unseen = set(map(int, number[both:])) - silent
+    covered = None
+    if kind == "covered":
+        covered, shown = (int(i) for i in rng.permutation(both)[:2])
+        sounds[covered], things[covered] = sounds[shown], things[shown]
+    moments = []
+    for place, i in enumerate(map(int, rng.permutation(number))):
+        start, end = place * dial.seconds, (place + 1) * dial.seconds
+        late = rng.uniform(-dial.jitter, dial.jitter)
+        heard = (max(start + late, 0.0), min(end + late + dial.overlap, len(number) * dial.seconds))
+        moments.append(
+            Moment(
+                start,
+                end,
+                None if i in unseen else things[i],
+                None if i in silent else sounds[i],
+                tuple(round(float(t), 3) for t in heard),
+                is_covered=i == covered,
+            )
+        )
+    return Timeline(kind, tuple(moments), len(number) * dial.seconds, dial.distractors)
+
+
+def _draw_sounds(rng, count, novel):
+    common = [s for s in SOUNDS if not s.is_novel]
+    rare = [s for s in SOUNDS if s.is_novel] if novel else []
+    chosen = [*rare, *(common[i] for i in rng.permutation(len(common))[: count - len(rare)])]
+    return [chosen[i] for i in rng.permutation(count)]
+
+
+def _draw_things(rng, count, kind, novel):
+    """Things of different names; of a plain clip the first six are pairs of three colours, and
+    have all places, all motions and all relations."""
+    for _ in range(_TRIES):
+        colours = rng.permutation(list(COLOURS))
+        names = []
+        for i in range(count):
+            # Three pairs; further things have other colours, so that a pair stays a pair.
+            colour = str(colours[i // 2] if i < _CORE else rng.choice(colours[3:]))
+            shapes = [
+                s
+                for s in SHAPES
+                if (colour, s) not in names
+                and Thing(colour, s, "", "").is_novel == (novel and i % 2 == 0 and i < _CORE)
+            ]
+            names.append((colour, str(rng.choice(shapes))))
+        things = [Thing(c, s, str(rng.choice(PLACES)), str(rng.choice(MOTIONS))) for c, s in names]
+        core = things[:_CORE]
+        if kind == "covered" or (
+            {t.place for t in core} == set(PLACES)
+            and {t.motion for t in core} == set(MOTIONS)
+            and {relation(a, b) for a, b in itertools.combinations(core, 2)} == set(RELATIONS)
+        ):
+            return things
+    raise AssertionError("no such things")  # one in a few dozen draws is good
+
+
+def relation(one: Thing, other: Thing) -> tuple[str, str]:
+    """Whether two things have the same colour, and the same motion."""
+    return (
+        "same" if one.colour == other.colour else "other",
+        "same" if one.motion == other.motion else "other",
+    )

@@ -1,0 +1,226 @@
+"""AV-Events: true, balanced, told by neither modality alone, and the same from the same seed."""
+
+import dataclasses
+import filecmp
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from data_pipeline.av_events import build, questions
+from data_pipeline.av_events.check import require_both, require_no_leak, single_modality
+from data_pipeline.av_events.render import FPS, RATE, SIDE, pictures, samples
+from data_pipeline.av_events.world import COLOURS, DIALS, Dial, Timeline, draw_timeline, relation
+from data_pipeline.trajectories import PAIR, read_jsonl
+from latentomni_jax.__main__ import main
+from latentomni_jax.layout import InputError, MediaSpec
+from latentomni_jax.media.video import read_clip
+
+HERTZ = {"low": 160, "middle": 500, "high": 1600}
+
+
+def draw(dial="easy", kind="plain", seed=0, **kwargs):
+    return draw_timeline(np.random.default_rng(seed), DIALS[dial], kind, **kwargs)
+
+
+def true_options(timeline, question):
+    """The options that are true of a timeline, found without the makers of questions."""
+    seen = {m.thing.name: i for i, m in enumerate(timeline.moments) if m.thing and not m.is_covered}
+    heard = {}
+    for i, moment in enumerate(timeline.moments):
+        if moment.sound:
+            heard.setdefault(moment.sound.name, []).append(i)
+    text, moments = question.text, timeline.moments
+    named_sounds = [name for name in heard if name in text]
+    if question.type == "inference":
+        (covered,) = (m for m in moments if m.is_covered)
+        (at,) = (i for i in heard[covered.sound.name] if not moments[i].is_covered)
+        return [o for o in question.options if seen.get(o) == at]
+    if question.type in ("alignment", "sequence"):
+        step = question.type == "sequence"
+        named_things = [name for name in seen if name in text]
+        if named_things:
+            at = seen[named_things[0]] + step
+            return [o for o in question.options if at in heard.get(o, [])]
+        at = heard[named_sounds[0]][0] + step
+        return [o for o in question.options if seen.get(o) == at]
+    things = {name: moments[at[0]].thing for name, at in heard.items() if len(at) == 1}
+    if question.type == "context":
+        thing = things[named_sounds[0]]
+        return [o for o in question.options if o in (thing.place, thing.motion)]
+    if question.type == "comparative":
+        found = relation(*(things[name] for name in named_sounds))
+        return [f"{found[0]} colour, {found[1]} motion"]
+    thing = things[named_sounds[0]]
+    return [
+        o for o in question.options
+        if things.get(o) and things[o].colour == thing.colour and things[o] != thing
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dial", DIALS)
+def test_exactly_one_option_is_true_and_it_is_the_answer(dial):
+    asked = set()
+    for seed, kind in itertools.product(range(60), ("plain", "covered")):
+        timeline = draw(dial, kind, seed, novel=seed % 3 == 0)
+        for question in questions.ask(np.random.default_rng(seed), timeline):
+            asked.add(question.type)
+            assert len(set(question.options)) == 4
+            assert true_options(timeline, question) == [question.options[question.answer]], question
+    assert asked == set(questions.TYPES)
+
+
+@pytest.mark.parametrize("dial", DIALS)
+def test_one_modality_guesses_at_chance(dial):
+    """1,800 questions are guessed: the deviation of the mean is 1 %."""
+    accuracies = build.measure(build.World.of(1000, 0, DIALS[dial]))
+    require_both(accuracies, 1800)
+    for view in ("question", "video", "audio"):
+        assert set(accuracies[view]) == {*questions.TYPES, "all"}
+        assert abs(accuracies[view]["all"] - 0.25) < 0.04
+
+
+@pytest.mark.parametrize("leak", ["the last sound", "the left place", "the letter"])
+def test_a_world_that_one_modality_gives_away_is_refused(leak):
+    """Each of these must be found by the view that can see it."""
+    rng, items = np.random.default_rng(0), []
+    while len(items) < 1600:
+        timeline = draw_timeline(rng, DIALS["easy"], "plain")
+        for question in questions.ask(rng, timeline):
+            right = question.options[question.answer]
+            last = timeline.moments[-1].sound.name
+            keep = {
+                "the last sound": question.type != "reasoning" or right == last,
+                "the left place": right not in ("right", "top", "bottom"),
+                "the letter": question.answer != 3 or rng.random() < 0.1,
+            }[leak]
+            if keep:
+                items.append((timeline, question))
+    accuracies = single_modality(items[:800], items[800:])
+    with pytest.raises(InputError, match="does not need both modalities"):
+        require_both(accuracies, 800)
+    if leak == "the last sound":
+        assert accuracies["audio"]["reasoning"] > 0.9
+        assert accuracies["video"]["reasoning"] < 0.5
+
+
+def test_reasoning_that_tells_before_it_cites_is_refused():
+    (question,) = questions.ask(np.random.default_rng(0), draw(kind="covered"))
+    require_no_leak(question)
+    told = question.options[question.answer]
+    leaking = dataclasses.replace(question, reasoning=f"It is the {told}.{PAIR}Yes.")
+    with pytest.raises(InputError, match="before it cites"):
+        require_no_leak(leaking)
+
+
+def test_novel_clips_show_and_play_what_others_never_do():
+    for seed, kind in itertools.product(range(40), ("plain", "covered")):
+        common = draw(kind=kind, seed=seed).moments
+        assert not any(m.thing.is_novel or m.sound.is_novel for m in common)
+        novel = draw(kind=kind, seed=seed, novel=True).moments
+        assert any(m.thing.is_novel for m in novel) and any(m.sound.is_novel for m in novel)
+
+
+def test_the_dial_turns():
+    easy, hard = draw("easy"), draw("hard")
+    assert [m.span for m in easy.moments] == [(float(i), i + 1.0) for i in range(6)]
+    assert len(hard.moments) == 10 and hard.distractors == 2
+    assert sum(m.thing is None or m.sound is None for m in hard.moments) == 2
+    assert any(m.heard[0] < m.start for m in hard.moments)
+    assert any(m.heard[1] > m.end for m in hard.moments)
+    for wrong in ({"moments": 3}, {"alone": 9}, {"jitter": 0.4, "overlap": 0.4}, {"seconds": 0.0}):
+        with pytest.raises(InputError):
+            Dial(**wrong)
+
+
+def test_a_timeline_is_drawn_and_played_where_it_says():
+    timeline = draw("easy", seed=3)
+    rng = np.random.default_rng(0)
+    frames, sound = list(pictures(timeline, rng)), samples(timeline, rng)[0]
+    assert len(frames) == timeline.seconds * FPS and len(sound) == timeline.seconds * RATE
+    for number, moment in enumerate(timeline.moments):
+        frame = frames[round(moment.start * FPS) + 2].astype(int)
+        y, x = np.nonzero((frame == COLOURS[moment.thing.colour]).all(-1))
+        centre = {"left": x, "right": x, "top": y, "bottom": y}[
+            moment.thing.place
+        ].mean() - SIDE / 2
+        assert centre < -8 if moment.thing.place in ("left", "top") else centre > 8
+        heard = sound[number * RATE : (number + 1) * RATE]
+        loudest = np.argmax(np.abs(np.fft.rfft(heard)))  # a second: its index is its frequency
+        assert 0.6 < loudest / HERTZ[moment.sound.pitch] < 1.5
+        gaps = np.mean(np.abs(heard) < 1e-6)
+        assert gaps > 0.3 if moment.sound.rhythm == "pulsing" else gaps < 0.1
+
+
+@pytest.fixture(scope="module")
+def world():
+    return build.World.of(14, 7, DIALS["medium"])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, world):
+    out = tmp_path_factory.mktemp("events") / "set"
+    build.make_set(out, world, progress=False)
+    return out
+
+
+def test_the_set_is_what_was_drawn(made, world):
+    assert build.read_world(made) == world and sum(world.clips) == 14
+    assert build.check_set(made) == []
+    for split, count in zip(build.SPLITS, world.clips, strict=True):
+        trajectories, problems = read_jsonl(made / f"{split}.jsonl", max_blocks=3)
+        assert not problems and all(t.segments and t.reasoning for t in trajectories)
+        found = list(build.read_records(made, split))
+        assert [record["id"] for record in found] == [f"{split}-{i:05d}" for i in range(count)]
+        assert len(trajectories) == sum(len(record["questions"]) for record in found)
+        for number, record in enumerate(found):
+            timeline, _ = world.draw(split, number)
+            assert record["timeline"] == timeline
+            assert record["video"] == (made / record["path"]).read_bytes()
+            clip = read_clip(made / record["path"], MediaSpec())
+            assert abs(clip.duration - timeline.seconds) < 0.1 and clip.audio is not None
+            heard = [start for start, _, _ in record["captions"]["audio"]]
+            assert heard == [m.heard[0] for m in timeline.moments if m.sound]
+    base, problems = read_jsonl(made / "base.jsonl")
+    assert not problems and not any(t.segments for t in base)
+    assert sum(t.id.endswith("caption") for t in base) == world.clips[0]
+
+
+def test_a_timeline_survives_json(world):
+    timeline, _ = world.draw("novel", 1)
+    assert Timeline.from_json(json.loads(json.dumps(timeline.to_json()))) == timeline
+
+
+def test_a_broken_clip_is_named_and_the_set_comes_back_the_same(made, world, tmp_path, capsys):
+    again = tmp_path / "again"
+    build.make_set(again, world, workers=2, progress=False)
+    names = [str(p.relative_to(made)) for p in made.rglob("*") if p.is_file()]
+    records = [name for name in names if "array_record" in name]
+    assert len(names) > 20 and len(records) == 3
+    same = [name for name in names if not name.endswith("dataset_info.json")]
+    assert filecmp.cmpfiles(made, again, same, shallow=False)[0] == same
+
+    broken = again / "clips" / "test-00001.mp4"
+    broken.write_bytes(broken.read_bytes()[:-100] + bytes(100))
+    (again / "clips" / "train-00003.mp4").unlink()
+    assert main(["data", "av-events", "--out", str(again), "--check"]) == 2
+    told = capsys.readouterr().out
+    assert "test-00001.mp4: is not the clip" in told and "train-00003.mp4: is missing" in told
+    broken.unlink()
+    build.make_set(again, world, progress=False)  # goes on where it was
+    assert build.check_set(again) == []
+
+
+def test_wrong_requests_say_what_to_do(made, tmp_path, capsys):
+    def fails(*arguments):
+        assert main(["data", "av-events", *arguments]) == 2
+        return capsys.readouterr().err
+
+    assert "holds another set" in fails("--out", str(made), "--seed", "8")
+    assert "no AV-Events set" in fails("--out", str(tmp_path / "none"), "--check")
+    assert "at least 10 clips" in fails("--out", str(tmp_path / "few"), "--clips", "3")
+    assert "6 to 9" in fails("--out", str(tmp_path / "x"), "--moments", "2")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("x")
+    assert "is not empty" in fails("--out", str(tmp_path / "full"))

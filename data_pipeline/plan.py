@@ -91,7 +91,11 @@ class Plan:
             for k, shape in enumerate(self.shapes)
         ]
         if (self.shape_of < 0).all():
-            raise InputError(f"none of {len(needs)} records fits a shape of the table")
+            smallest = min((need for need in needs if need is not None), default=None)
+            raise InputError(
+                f"none of {len(needs)} records fits a shape of the table; the smallest of them "
+                f"needs {smallest}"
+            )
         self.steps_per_epoch = len(_epoch(self, 0)[0])
 
     def _place(self, need: BatchShape | None) -> int:

@@ -47,8 +47,8 @@ def gather(
     """The listed rows of each row's table (-1 is padding), and how many of them are real."""
     b, n, length = rows.shape
     flat = jnp.maximum(rows, 0).reshape(b, n * length, 1)
-    taken = jnp.take_along_axis(features, flat, axis=1).reshape(b, n, length, -1)
-    return taken, jnp.sum(rows >= 0, axis=-1)
+    taken = jnp.take_along_axis(features, flat, axis=1)
+    return taken.reshape(b, n, length, features.shape[-1]), jnp.sum(rows >= 0, axis=-1)
 
 
 def pool(

@@ -70,7 +70,7 @@ def produced(
     b, n = batch.triggers.shape
     places = jnp.maximum(batch.triggers, 0)[..., None] + jnp.arange(spec.num_latents)
     z = jnp.take_along_axis(hidden, places.reshape(b, -1, 1), axis=1)
-    return z.reshape(b, n, spec.num_latents, -1)
+    return z.reshape(b, n, spec.num_latents, hidden.shape[-1])
 
 
 def states_to_feed(

@@ -170,6 +170,33 @@ def test_padding_and_batch_mates_change_nothing(mode):
     assert all(float(value) == 0 for value in empty.values())
 
 
+def test_a_shape_without_blocks_or_media_trains_text():
+    """What Vanilla SFT and Explicit Text CoT need: the same loss and gradients in a bare shape."""
+    options = Objective(spec=SPEC, media=MEDIA)
+    params = {**PARAMS, "sync": init_sync(options, CONFIG.text.hidden_size, jax.random.key(0))}
+    examples = [ExampleMaker(0).example(prompt) for prompt in ("text", "video_with_sound")]
+
+    @jax.jit
+    def run(params, batch):
+        def loss(params):
+            counts = count(SPEC, batch)
+            return objective(THINKER, options, params, batch, counts, jax.random.key(0))
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    for rows in (examples, examples[:1]):
+        roomy = make_batch(CONFIG, rows)
+        bare = dataclasses.replace(_shape(roomy), blocks=0, visual_anchors=0, audio_anchors=0)
+        if len(rows) == 1:
+            bare = dataclasses.replace(bare, frames=0, chunks=0)
+        (expected, _), wanted = run(params, roomy)
+        (value, metrics), gradients = run(params, make_batch(CONFIG, rows, shape=bare))
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+        assert all(np.isfinite(float(x)) for x in metrics.values())
+        for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
 def _shape(batch):
     from latentomni_jax.layout import BatchShape
 

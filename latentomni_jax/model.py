@@ -201,7 +201,7 @@ class LatentOmni:
         for group in groups:
             encode = self._encode_audio if isinstance(group, AudioGroup) else self._encode_vision
             table = encode(self._tower(group), table, group)
-        return self._splice(self._text_params, batch.token_ids, batch.feature_index, table)
+        return self._splice(self.text_params, batch.token_ids, batch.feature_index, table)
 
     def generate(
         self,
@@ -235,7 +235,7 @@ class LatentOmni:
         keys = jnp.stack([jax.random.key(seed) for seed in seeds])
         state = self._prefill(
             spec,
-            self._text_params,
+            self.text_params,
             embeds,
             batch.position_ids,
             batch.lengths,
@@ -248,7 +248,7 @@ class LatentOmni:
         step = _STREAM_STEP if on_text else spec.max_positions
         for limit in range(step, spec.max_positions + step, step):
             state = self._decode(
-                spec, self._text_params, batch.lengths, state, np.int32(limit), media
+                spec, self.text_params, batch.lengths, state, np.int32(limit), media
             )
             if on_text:
                 tokens = np.asarray(state.tokens)
@@ -330,11 +330,12 @@ class LatentOmni:
             generation=generation,
         )
 
-    # ------------------------------------------------------------------ details
-
     @property
-    def _text_params(self):
+    def text_params(self) -> dict[str, Any]:
+        """The decoder's parameters, as its module takes them."""
         return {"text": self.params["text"]}
+
+    # ------------------------------------------------------------------ details
 
     def _tower(self, group):
         name = "audio" if isinstance(group, AudioGroup) else "vision"

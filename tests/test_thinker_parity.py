@@ -47,9 +47,9 @@ def ours(model, prompts):
     batch, groups, table = collate(model.config, prompts, clock="nominal")
     embeds = model.embed(batch, groups, table)
     hidden, _ = model.thinker.apply(
-        {"params": model._text_params}, embeds, jnp.asarray(batch.position_ids), method="decode"
+        {"params": model.text_params}, embeds, jnp.asarray(batch.position_ids), method="decode"
     )
-    logits = model.thinker.apply({"params": model._text_params}, hidden, method="logits")
+    logits = model.thinker.apply({"params": model.text_params}, hidden, method="logits")
     return np.asarray(logits), batch
 
 

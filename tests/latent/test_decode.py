@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from latentomni_jax.latent.decode import latent_input
+from latentomni_jax.evaluate.replay import replay
 from latentomni_jax.latent.masks import flow_mask
-from latentomni_jax.latent.trajectory import collate, slot_positions
-from latentomni_jax.layout import InputError, LatentSpec, Role
+from latentomni_jax.latent.trajectory import collate
+from latentomni_jax.layout import InputError, LatentSpec
 from latentomni_jax.model import LatentOmni
 from tests.prompts import PromptMaker, reference_inputs
 from tests.reference import make_ported, make_reference
@@ -43,56 +43,22 @@ def make_prompts(seed=3):
     ]
 
 
-def generated_roles(spec, ids):
-    """Roles i8[n] of generated ids."""
-    roles = np.full(len(ids), Role.ASSISTANT_TEXT, np.int8)
-    roles[ids == spec.trigger_id], roles[ids == spec.stop_id] = Role.TRIGGER, Role.STOP
-    slots = np.flatnonzero(ids == spec.pad_id).reshape(-1, max(spec.num_latents, 1))
-    roles[slots[:, : spec.num_visual]] = Role.LATENT_VISUAL
-    roles[slots[:, spec.num_visual :]] = Role.LATENT_AUDIO
-    return roles
-
-
 def full_forward(model, prompt, generation, flow=None):
     """Final hidden states of one pass over prompt and generated positions [S+n,D].
 
     Attention flows as in the model's spec, or as told.
     """
-    batch, groups, table = collate(model.config, [prompt], clock="nominal")
-    length = int(batch.lengths[0])
-    embeds = model.embed(batch, groups, table)[:, :length]
-    spec, ids = model.latent, generation.token_ids
-    rows = [np.asarray(model.thinker.apply({"params": model._text_params}, ids, method="embed"))]
-    rows = rows[0].copy()
-    positions, slot, block = [], 0, -1
-    position = int(batch.next_position[0])
-    offsets, extent = slot_positions(spec, 25)
-    seconds = spec.slot_seconds()
-    for place, token in enumerate(ids):
-        if token == spec.pad_id:
-            z = generation.latents[block, slot]
-            rows[place] = latent_input(spec, jnp.asarray(z), jnp.float32(seconds[slot]))
-            positions.append(position + offsets[slot])
-            slot += 1
-            continue
-        if slot:
-            position, slot = position + extent, 0
-        positions.append(position)
-        position += 1
-        block += int(token == spec.trigger_id)
-    x = jnp.concatenate([embeds, jnp.asarray(rows)[None]], axis=1)
-    ids3 = np.concatenate(
-        [batch.position_ids[:, :, :length], np.broadcast_to(positions, (3, 1, len(ids)))], axis=2
-    )
-    roles = np.concatenate([batch.roles[0, :length], generated_roles(spec, ids)])[None]
+    row = replay(model, prompt, generation, clock="nominal")
     hidden, _ = model.thinker.apply(
-        {"params": model._text_params},
-        x,
-        jnp.asarray(ids3),
-        hidden=flow_mask(dataclasses.replace(spec, flow=flow or spec.flow), roles),
+        {"params": model.text_params},
+        row.embeds,
+        jnp.asarray(row.position_ids),
+        hidden=flow_mask(
+            dataclasses.replace(model.latent, flow=flow or model.latent.flow), row.roles[None]
+        ),
         method="decode",
     )
-    return np.asarray(hidden[0]), length
+    return np.asarray(hidden[0]), row.prompt_length
 
 
 @pytest.mark.parametrize(
@@ -122,7 +88,7 @@ def test_decode_equals_full_forward(latents, blocks, changes):
     assert length > 500
     np.testing.assert_allclose(generation.hidden, hidden[length:-1], atol=2e-4, rtol=0)
     logits = [
-        np.asarray(model.thinker.apply({"params": model._text_params}, h, method="logits"))
+        np.asarray(model.thinker.apply({"params": model.text_params}, h, method="logits"))
         for h in (generation.hidden, hidden[length:-1])
     ]
     np.testing.assert_allclose(*logits, atol=2e-4, rtol=0)

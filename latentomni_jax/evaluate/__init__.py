@@ -1,0 +1,1 @@
+"""How well a model answers, and why: answers and scores, attention, probes, pages."""

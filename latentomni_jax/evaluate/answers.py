@@ -1,0 +1,153 @@
+"""A model answers a file of questions; its answers are scored by type.
+
+Questions are trajectories (`data_pipeline.trajectories`): what they hold of reasoning is not shown
+to the model, and their answer is compared with the model's. With a `view` the model is given one
+modality only, or none.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import scipy.stats
+
+from data_pipeline.trajectories import Trajectory
+from latentomni_jax.layout import AudioPart, InputError, Part, VisionPart
+from latentomni_jax.media.extract import extract_answer
+from latentomni_jax.media.processor import build_prompt, clip_part
+from latentomni_jax.media.video import read_clip
+from latentomni_jax.model import Generation, LatentOmni
+
+View = Literal["both", "video", "audio", "question"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scored:
+    """One answered question.
+
+    Attributes:
+      given: the model's answer, None where it cannot be parsed. expected: the right one.
+      well_formed: it ended by itself, with an answer and closed latent blocks.
+    """
+
+    question: Trajectory
+    generation: Generation
+    given: str | None
+    expected: str | None
+    well_formed: bool
+
+    @property
+    def is_right(self) -> bool:
+        return self.given is not None and self.given == self.expected
+
+    @property
+    def type(self) -> str:
+        return str((self.question.metadata or {}).get("type", "all"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Right answers of so many, and the chance that guessing does as well (one-sided binomial)."""
+
+    right: int
+    asked: int
+    p_value: float
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / max(self.asked, 1)
+
+
+def answer_all(
+    model: LatentOmni,
+    questions: Sequence[Trajectory],
+    root: Path,
+    *,
+    view: View = "both",
+    batch: int = 16,
+    **options,
+) -> Iterator[Scored]:
+    """Answers questions in batches of one size, in order.
+
+    Args:
+      root: what the questions' paths are relative to.
+      view: what the model is given of the clip.
+      options: of `LatentOmni.generate`.
+
+    Raises:
+      InputError: an unknown view, or an unreadable clip.
+    """
+    if view not in ("both", "video", "audio", "question"):
+        raise InputError(f"view must be both, video, audio or question, got {view!r}")
+    if model.tokenizer is None:
+        raise InputError("this model was made without a tokenizer")
+
+    @functools.lru_cache(maxsize=64)  # questions about a clip stand together
+    def read(path: str, kind: str) -> Part:
+        clip = read_clip(root / path, model.media, video=kind != "audio")
+        return clip_part(clip, model.media)
+
+    def prompt(question: Trajectory) -> list[Part]:
+        media = []
+        if question.kind is not None and question.path is not None:
+            media = see_through(read(question.path, question.kind), view)
+        return build_prompt(
+            model.tokenizer,
+            question.question,
+            media,
+            system=question.system,
+            choices=question.choices,
+        )
+
+    for start in range(0, len(questions), batch):
+        rows = questions[start : start + batch]
+        filled = [*rows, *[rows[-1]] * (batch - len(rows))]  # one shape, one program
+        generations = model.generate([prompt(row) for row in filled], **options)
+        for row, generation in zip(rows, generations, strict=False):
+            yield score(row, generation)
+
+
+def score(question: Trajectory, generation: Generation) -> Scored:
+    """Compares an answer with the question's."""
+    given = extract_answer(generation.text, question.choices)
+    expected = extract_answer(question.answer, question.choices)
+    well_formed = generation.finished and given is not None
+    return Scored(question, generation, given, expected, well_formed)
+
+
+def see_through(part: Part, view: View) -> list[Part]:
+    """What a view leaves of a clip: nothing, or one part."""
+    mel = part.mel if isinstance(part, VisionPart | AudioPart) else None
+    if view == "question":
+        return []
+    if view == "audio":
+        return [] if mel is None else [AudioPart(mel)]
+    if view == "video":
+        return [dataclasses.replace(part, mel=None)] if isinstance(part, VisionPart) else []
+    return [part]
+
+
+def by_type(scored: Sequence[Scored], chance: float | None = None) -> dict[str, Score]:
+    """Scores of every type of question, and of "all".
+
+    Args:
+      chance: of guessing right; default is one over the number of a question's choices.
+    """
+    groups = collections.defaultdict(list)
+    for one in scored:
+        groups[one.type].append(one)
+    groups["all"] = list(scored)
+    found = {}
+    for type, ones in sorted(groups.items(), key=lambda item: (item[0] == "all", item[0])):
+        right = sum(one.is_right for one in ones)
+        guess = chance
+        if guess is None:
+            guess = sum(1 / max(len(one.question.choices), 2) for one in ones) / max(len(ones), 1)
+        p = float(scipy.stats.binom.sf(right - 1, len(ones), guess)) if ones else 1.0
+        found[type] = Score(right, len(ones), p)
+    return found

@@ -33,17 +33,14 @@ def generated(request):
 def test_weights_times_values_are_what_the_layers_made(generated, scan_layers):
     model, row = generated
     config = model.config.text
-    outputs, _ = (
-        model.thinker.apply(
-            {"params": model.text_params},
-            row.embeds,
-            jnp.asarray(row.position_ids),
-            hidden=flow_mask(model.latent, jnp.asarray(row.roles)[None]),
-            method="decode",
-            capture_intermediates=lambda module, _: module.name in ("v_proj", "o_proj"),
-            mutable=["intermediates"],
-        )[1]["intermediates"]["text"],
-        None,
+    _, captured = model.thinker.apply(
+        {"params": model.text_params},
+        row.embeds,
+        jnp.asarray(row.position_ids),
+        hidden=flow_mask(model.latent, jnp.asarray(row.roles)[None]),
+        method="decode",
+        capture_intermediates=lambda module, _: module.name in ("v_proj", "o_proj"),
+        mutable=["intermediates"],
     )
     queries = np.arange(3, row.embeds.shape[1])
     asked = model

@@ -128,8 +128,8 @@ class Ours:
             self.state, metrics = self.step(self.state, self.batch)
             pending, metrics = metrics, pending
             if metrics is not None:
-                values = {name: float(value) for name, value in metrics.items()}
-        values = {name: float(value) for name, value in pending.items()}
+                values = {name: value.item() for name, value in metrics.items()}
+        values = {name: value.item() for name, value in pending.items()}
         jax.block_until_ready(self.state)
         return values
 

@@ -124,7 +124,7 @@ class Late:
         if item is None:
             return None
         step, values, rates = item
-        numbers = {name: float(value) for name, value in values.items()}  # waits for the step
+        numbers = {name: value.item() for name, value in values.items()}  # waits for the step
         now = time.perf_counter()
         seconds, self.ended = now - self.ended, now
         numbers |= {"seconds": seconds} | rates(seconds)

@@ -45,10 +45,7 @@ from latentomni_jax.weights import safetensors
 
 MEDIA = MediaSpec()
 BLOCK = 8  # steps that a side takes in a row
-SHOWN = (
-    *("loss/text", "loss/latent", "loss/sync"),
-    *("gradient_norm", "latent/rank", "latent/retrieval"),
-)
+SHOWN = ("loss/text", "loss/latent", "loss/sync", "gradient_norm", "latent/rank")
 OPTIMIZER = OptimizerConfig(schedule="constant", warmup_fraction=0.0, learning_rate=1e-5)
 
 

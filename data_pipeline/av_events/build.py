@@ -56,6 +56,8 @@ class World:
         """A world of so many clips in all."""
         if clips < 10:
             raise InputError(f"a set has at least 10 clips, got {clips}")
+        if not 0 <= seed < _CHECK_SEED:
+            raise InputError(f"a seed lies in 0 .. 2^32 - 1, got {seed}")
         test, novel = (round(clips * share) for share in _SHARES[1:])
         return cls(dial, seed, (clips - test - novel, test, novel))
 
@@ -80,7 +82,7 @@ def make_set(
       workers: processes that render.
 
     Returns:
-      How well the best guess from one modality does, see `check.single_modality`.
+      How well a guess from one modality does, see `check.single_modality`.
 
     Raises:
       InputError: `out` is something else; the world's questions do not need both modalities.
@@ -102,7 +104,7 @@ def make_set(
 
 
 def measure(world: World) -> dict[str, dict[str, float]]:
-    """How well the best guess from one modality answers questions of such a world."""
+    """How well a learned guess from one modality answers questions of such a world."""
     fresh = dataclasses.replace(world, seed=_CHECK_SEED + world.seed)
     items = []
     for number in range(2 * _MEASURED):

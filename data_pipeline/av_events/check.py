@@ -1,10 +1,11 @@
-"""How well questions can be guessed from one modality: the best guess that can be learned.
+"""How well questions are guessed from one modality, by a guess that is learned.
 
 Whoever knows only the pictures (or only the sounds, or only the question) sees of every option its
 words, its letter, and where and how often its side of it happens, also counted from where the
 question's side happens. A conditional logit over these, fitted for each type of question on one
 half and measured on the other, is the guess. It finds what a careless generator leaks: answers
-that are never first, values that are commoner, letters that are right more often.
+that are never first, values that are commoner, letters that are right more often. It is linear in
+what it sees: a floor of what could be guessed, not a proof.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ Item = tuple[Timeline, Question]
 
 
 def single_modality(train: Sequence[Item], test: Sequence[Item]) -> dict[View, dict[str, float]]:
-    """Accuracy on `test` of the best guess fitted on `train`: for each view, each type, "all"."""
+    """Accuracy on `test` of the guess fitted on `train`: for each view, each type, "all"."""
     return {view: _accuracies(train, test, view) for view in VIEWS}
 
 

@@ -68,7 +68,7 @@ def ask(rng: np.random.Generator, timeline: Timeline) -> list[Question]:
 
 def caption(timeline: Timeline) -> str:
     """All that is seen and heard, moment by moment with its time."""
-    return "; ".join(f"{m.start:.0f} s {_seen(m)}, {_heard(m)}" for m in timeline.moments) + "."
+    return "; ".join(f"{m.start:g} s {_seen(m)}, {_heard(m)}" for m in timeline.moments) + "."
 
 
 def captions(timeline: Timeline) -> dict[str, list[tuple[float, float, str]]]:

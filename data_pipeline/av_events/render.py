@@ -11,6 +11,8 @@ from data_pipeline.av_events.clips import write_clip
 from data_pipeline.av_events.world import COLOURS, Sound, Thing, Timeline
 
 SIDE, FPS, RATE = 84, 8, 16_000  # pixels; frames and samples per second
+# What the feature cache should be told, so that pictures stay as small as they are.
+CACHE_OPTIONS = {"video_min_pixels": SIDE**2, "video_max_pixels": SIDE**2}
 _BACKGROUND, _CURTAIN, _MARK = 235, (150, 150, 150), 200
 _CENTRES = {"left": (-22, 0), "right": (22, 0), "top": (0, -22), "bottom": (0, 22)}
 _RADIUS, _SWING = 13.0, 7.0  # pixels

@@ -158,10 +158,17 @@ class Dial:
     def __post_init__(self):
         if not _CORE <= self.moments <= 9:
             raise InputError(f"a dial has {_CORE} to 9 moments, got {self.moments}")
-        if not 0 <= self.alone <= 4 or self.distractors < 0:
+        if not 0 <= self.alone <= 4:
             raise InputError(f"a dial has 0 to 4 moments alone, got {self.alone}")
-        if self.seconds <= 0 or not 0 <= self.jitter + self.overlap <= self.seconds / 2:
-            raise InputError("jitter and overlap together are at most half a moment")
+        if not 0 <= self.distractors <= 100:
+            raise InputError(f"a dial has 0 to 100 distractors, got {self.distractors}")
+        if not 0.25 <= self.seconds <= 10:
+            raise InputError(f"a moment takes 0.25 to 10 seconds, got {self.seconds}")
+        parts = (self.jitter, self.overlap)
+        if not (min(parts) >= 0 and sum(parts) <= self.seconds / 2):
+            raise InputError(
+                f"jitter and overlap are not negative, together at most half a moment: {parts}"
+            )
 
 
 DIALS = {

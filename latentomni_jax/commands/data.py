@@ -246,6 +246,7 @@ def _tiny(args: argparse.Namespace) -> int:
 
 def _av_events(args: argparse.Namespace) -> int:
     from data_pipeline.av_events import build
+    from data_pipeline.av_events.render import CACHE_OPTIONS
     from data_pipeline.av_events.world import DIALS
 
     if args.check:
@@ -261,8 +262,14 @@ def _av_events(args: argparse.Namespace) -> int:
     world = build.World.of(args.clips, args.seed, dial)
     guesses = build.make_set(args.out, world, workers=args.workers)
     counts = ", ".join(f"{n} {s}" for s, n in zip(build.SPLITS, world.clips, strict=True))
-    print(f"{counts} clips in {time.monotonic() - started:.0f} s to {args.out}")
-    print("best guess from one modality (chance 25 %): " + ", ".join(
+    options = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in CACHE_OPTIONS.items())
+    print(f"{counts} clips in {time.monotonic() - started:.0f} s to {args.out}; next:")
+    for name in ("base", "train"):
+        print(
+            f"  latentomni data cache --data {args.out}/{name}.jsonl --out {args.out}-{name}-cache "
+            f"{options}"
+        )
+    print("a learned guess from one modality (chance 25 %): " + ", ".join(
         f"{view} {of_type['all']:.0%}" for view, of_type in guesses.items()
     ))  # fmt: skip
     return 0

@@ -32,7 +32,7 @@ class Scored:
 
     Attributes:
       given: the model's answer, None where it cannot be parsed. expected: the right one.
-      well_formed: it ended by itself, with an answer and closed latent blocks.
+      well_formed: it ended by itself, with an answer that can be parsed.
     """
 
     question: Trajectory

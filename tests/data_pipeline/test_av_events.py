@@ -129,7 +129,8 @@ def test_the_dial_turns():
     assert sum(m.thing is None or m.sound is None for m in hard.moments) == 2
     assert any(m.heard[0] < m.start for m in hard.moments)
     assert any(m.heard[1] > m.end for m in hard.moments)
-    for wrong in ({"moments": 3}, {"alone": 9}, {"jitter": 0.4, "overlap": 0.4}, {"seconds": 0.0}):
+    for wrong in ({"moments": 3}, {"alone": 9}, {"jitter": 0.4, "overlap": 0.4}, {"seconds": 0.0},
+        {"jitter": -0.1}, {"distractors": -1}, {"seconds": float("nan")}):  # fmt: skip
         with pytest.raises(InputError):
             Dial(**wrong)
 
@@ -220,6 +221,7 @@ def test_wrong_requests_say_what_to_do(made, tmp_path, capsys):
     assert "holds another set" in fails("--out", str(made), "--seed", "8")
     assert "no AV-Events set" in fails("--out", str(tmp_path / "none"), "--check")
     assert "at least 10 clips" in fails("--out", str(tmp_path / "few"), "--clips", "3")
+    assert "2^32" in fails("--out", str(tmp_path / "y"), "--seed", "-1")
     assert "6 to 9" in fails("--out", str(tmp_path / "x"), "--moments", "2")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("x")

@@ -12,13 +12,16 @@ AdamW at 1e-5 with 5 % warm-up, bf16 with float32 masters, vision tower frozen, 
 from latentomni_jax.train.config import base
 
 # At 2 frames a second a second of video is one frame pair of at most 537 patches (134 tokens), and
-# 25 tokens of sound. `frames` and `chunks` hold up to three cited segments of 5 s besides.
-SEGMENTS = dict(blocks=3, patches=640, visual_anchors=1408, audio_anchors=256)
+# 25 tokens of sound; a row cites up to three segments of 5 s.
+SEGMENTS = dict(
+    blocks=3, patches=640, segment_frames=16, segment_chunks=10, visual_anchors=1408,
+    audio_anchors=256,
+)  # fmt: skip
 SHAPES = (
-    dict(tokens=4096, targets=1024, frames=40, chunks=24, **SEGMENTS),
-    dict(tokens=8192, targets=1024, frames=64, chunks=40, **SEGMENTS),
-    dict(tokens=16_384, targets=1024, frames=112, chunks=64, **SEGMENTS),
-    dict(tokens=24_576, targets=1024, frames=144, chunks=96, **SEGMENTS),  # 256 video frames
+    dict(tokens=4096, targets=1024, frames=24, chunks=14, **SEGMENTS),
+    dict(tokens=8192, targets=1024, frames=48, chunks=30, **SEGMENTS),
+    dict(tokens=16_384, targets=1024, frames=96, chunks=54, **SEGMENTS),
+    dict(tokens=24_576, targets=1024, frames=128, chunks=86, **SEGMENTS),  # 256 video frames
 )
 
 

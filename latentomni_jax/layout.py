@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -246,9 +247,9 @@ class BatchShape:
 
     Attributes:
       tokens: S. targets: U, predicted tokens. blocks: N, latent blocks.
-      frames: G, temporal patches of the prompt and of the cited segments together.
+      frames: G, temporal patches of the prompt. segment_frames: of all cited segments together.
       patches: F, patches of a frame (a multiple of 64, for splash of 128).
-      chunks: C, 2-second chunks of sound, prompt and segments together.
+      chunks: C, 2-second chunks of sound of the prompt. segment_chunks: of all cited segments.
       visual_anchors, audio_anchors: features that one segment's anchors are pooled from.
     """
 
@@ -256,8 +257,10 @@ class BatchShape:
     targets: int
     blocks: int = 3
     frames: int = 0
+    segment_frames: int = 0
     patches: int = 64
     chunks: int = 0
+    segment_chunks: int = 0
     visual_anchors: int = 1
     audio_anchors: int = 1
 
@@ -268,10 +271,28 @@ class BatchShape:
         )
 
 
+class RowMedia(NamedTuple):
+    """Media of every row: G frames of F patches, C chunks of sound; letters as in `BatchShape`.
+
+    Attributes:
+      patches: u8[B,G,F,3*2*14*14] pixels in window order.
+      rows_columns, windows, restore, patch_lengths: per frame, see `backbone.vision.FrameLayout`.
+      mel: f16[B,C,200,bins]; mel_lengths: i32[B,C].
+    """
+
+    patches: np.ndarray
+    rows_columns: np.ndarray
+    windows: np.ndarray
+    restore: np.ndarray
+    patch_lengths: np.ndarray
+    mel: np.ndarray
+    mel_lengths: np.ndarray
+
+
 class TrainBatch(NamedTuple):
     """Examples of one `BatchShape`, as host arrays; every row has media and a feature table of its
-    own, so that rows can be split over devices. Letters as in `BatchShape`; R = G*F/4 + C*50 rows
-    of features, frames first.
+    own, so that rows can be split over devices. The table has G*F/4 rows of the prompt's frames and
+    C*50 of its sound, then the segments' frames and sound.
 
     Attributes:
       token_ids: i32[B,S]; latent slots hold the pad id.
@@ -279,9 +300,7 @@ class TrainBatch(NamedTuple):
       position_ids: i32[3,B,S] TMRoPE ids.
       lengths: i32[B]; 0 for a row that only fills the batch.
       feature_index: i32[B,S] row of the example's feature table, -1 where there is none.
-      patches: u8[B,G,F,3*2*14*14] pixels in window order.
-      rows_columns, windows, restore, patch_lengths: per frame, see `backbone.vision.FrameLayout`.
-      mel: f16[B,C,200,bins]; mel_lengths: i32[B,C].
+      prompt, segments: what the model reads, and what only anchors are made of.
       triggers: i32[B,N] position of each block's trigger, -1 where a row has fewer blocks.
       visual_rows: i32[B,N,Nv] feature rows of a block's segment in order of time, -1 beyond them.
       audio_rows: i32[B,N,Na] the same of its sound; all -1 for a segment without.
@@ -294,19 +313,27 @@ class TrainBatch(NamedTuple):
     position_ids: np.ndarray
     lengths: np.ndarray
     feature_index: np.ndarray
-    patches: np.ndarray
-    rows_columns: np.ndarray
-    windows: np.ndarray
-    restore: np.ndarray
-    patch_lengths: np.ndarray
-    mel: np.ndarray
-    mel_lengths: np.ndarray
+    prompt: RowMedia
+    segments: RowMedia
     triggers: np.ndarray
     visual_rows: np.ndarray
     audio_rows: np.ndarray
     target_positions: np.ndarray
     target_ids: np.ndarray
     target_weights: np.ndarray
+
+    def map_rows(self, function: Callable[[Any, int], Any]) -> TrainBatch:
+        """The batch of `function(array, axis that counts its rows)`."""
+        media = {
+            name: RowMedia(*(function(x, 0) for x in getattr(self, name)))
+            for name in ("prompt", "segments")
+        }
+        plain = {
+            name: function(x, int(name == "position_ids"))
+            for name, x in self._asdict().items()
+            if name not in media
+        }
+        return TrainBatch(**plain, **media)
 
 
 class VisionGroup(NamedTuple):

@@ -118,15 +118,7 @@ def make_batch(
 
 def roomy_shape(needed) -> BatchShape:
     """A shape that all of `needed` fit into, none of them exactly."""
-    sizes = [dataclasses.astuple(shape) for shape in needed]
-    tokens, targets, blocks, frames, patches, chunks, visual, audio = np.max(sizes, axis=0)
-    return BatchShape(
-        tokens=int(tokens) + 11,
-        targets=int(targets) + 3,
-        blocks=int(blocks) + 1,
-        frames=int(frames) + 1,
-        patches=-(-(int(patches) + 1) // 64) * 64,
-        chunks=int(chunks) + 1,
-        visual_anchors=int(visual) + 2,
-        audio_anchors=int(audio) + 2,
-    )
+    sizes = [dataclasses.asdict(shape) for shape in needed]
+    more = {"tokens": 11, "targets": 3, "visual_anchors": 2, "audio_anchors": 2}
+    room = {name: max(size[name] for size in sizes) + more.get(name, 1) for name in sizes[0]}
+    return BatchShape(**room | {"patches": -(-room["patches"] // 64) * 64})

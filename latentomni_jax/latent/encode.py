@@ -13,7 +13,7 @@ from jaxtyping import Float, Integer
 
 from latentomni_jax.backbone.thinker import Thinker
 from latentomni_jax.backbone.types import Array
-from latentomni_jax.layout import MediaSpec, TrainBatch
+from latentomni_jax.layout import MediaSpec, RowMedia, TrainBatch
 
 
 def normalise(media: MediaSpec, pixels: Integer[Array, "*B patch"], dtype: Any) -> Array:
@@ -30,14 +30,26 @@ def encode_media(
     frames_per_call: int,
     frozen: tuple[str, ...] = (),
 ) -> Float[Array, "B R D"]:
-    """Every row's feature table: G·F/4 rows of frames, then C·50 rows of sound (at least one row).
+    """Every row's feature table, see `layout.TrainBatch` (at least one row).
 
     Args:
       frames_per_call: of a row, rounded to a divisor of G; bounds the encoder's activations.
-      frozen: towers ("vision", "audio") that get no gradient.
+      frozen: towers ("vision", "audio") that get no gradient. What comes of segments never does.
     """
-    b, g = batch.patch_lengths.shape
-    chunks = batch.mel_lengths.shape[1]
+    fixed = jax.lax.stop_gradient(params)
+    tables = [
+        *_encode(thinker, media, params, batch.prompt, frames_per_call, frozen),
+        *_encode(thinker, media, fixed, batch.segments, frames_per_call, frozen),
+    ]
+    if not tables:
+        return jnp.zeros((len(batch.lengths), 1, thinker.config.text.hidden_size), thinker.dtype)
+    return jnp.concatenate(tables, axis=1)
+
+
+def _encode(thinker, media, params, rows: RowMedia, frames_per_call, frozen) -> list[Array]:
+    """Feature tables of the frames and of the sound, where there are any."""
+    b, g = rows.patch_lengths.shape
+    chunks = rows.mel_lengths.shape[1]
     width = thinker.config.text.hidden_size
     tables = []
     if g:
@@ -58,26 +70,24 @@ def encode_media(
             tuple(
                 group(x)
                 for x in (
-                    batch.patches,
-                    batch.rows_columns,
-                    batch.windows,
-                    batch.restore,
-                    batch.patch_lengths,
+                    rows.patches,
+                    rows.rows_columns,
+                    rows.windows,
+                    rows.restore,
+                    rows.patch_lengths,
                 )
             ),
         )
         table = jnp.moveaxis(frames, 0, 1).reshape(b, -1, width)
         tables.append(jax.lax.stop_gradient(table) if "vision" in frozen else table)
     if chunks:
-        mel = batch.mel.reshape(b * chunks, *batch.mel.shape[2:])
+        mel = rows.mel.reshape(b * chunks, *rows.mel.shape[2:])
         sound = thinker.apply(
-            {"params": params}, mel, batch.mel_lengths.reshape(-1), method="encode_audio"
+            {"params": params}, mel, rows.mel_lengths.reshape(-1), method="encode_audio"
         )
         table = sound.reshape(b, -1, width)
         tables.append(jax.lax.stop_gradient(table) if "audio" in frozen else table)
-    if not tables:
-        return jnp.zeros((b, 1, width), thinker.dtype)
-    return jnp.concatenate(tables, axis=1)
+    return tables
 
 
 def input_embeddings(

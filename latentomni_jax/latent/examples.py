@@ -1,13 +1,14 @@
 """Training examples become batches of one static shape (method sections 1 and 4).
 
-An example is a list of parts: the prompt, then reasoning, latent blocks and the answer. Its media,
-the cited segments included, are laid into the row's own frames and chunks; anchors are lists of
-feature rows:
+An example is a list of parts: the prompt, then reasoning, latent blocks and the answer. Its media
+are laid into the row's own frames and chunks; cited segments have theirs apart, because no gradient
+flows there. Anchors are lists of feature rows:
 
 ```
-frames   [ prompt video ............ | segment 1 . | segment 2 . | padding ]   G x F patches
-chunks   [ prompt sound ............ | segment 1 . | segment 2 . | padding ]   C x 200 mel frames
-features [ G * F/4 rows of frames ................ | C * 50 rows of sound   ]
+          prompt                                      segments
+frames    [ video 1 .... | video 2 .. | padding ]     [ segment 1 . | segment 2 . | padding ]
+chunks    [ sound 1 .... | sound 2 .. | padding ]     [ segment 1 . | segment 2 . | padding ]
+features  [ G * F/4 of frames | C * 50 of sound ]  +  [ the same of the segments            ]
 ```
 """
 
@@ -32,6 +33,7 @@ from latentomni_jax.layout import (
     MediaSpec,
     Part,
     Role,
+    RowMedia,
     TrainBatch,
     VisionPart,
 )
@@ -99,20 +101,27 @@ def lay_out_example(
 
 def needed_shape(config: ThinkerConfig, example: Example) -> BatchShape:
     """The smallest `BatchShape` that holds an example."""
-    frames = [part.grid for part in example.media if isinstance(part, VisionPart)]
-    chunks = sum(
-        -(-len(mel) // config.audio.chunk_frames)
-        for part in example.media
-        if (mel := part.mel) is not None
-    )
+    split = len(example.sources)
+    prompt, segments = example.media[:split], example.media[split:]
+    grids = [part.grid for part in example.media if isinstance(part, VisionPart)]
+
+    def frames(media):
+        return sum(part.grid[0] for part in media if isinstance(part, VisionPart))
+
+    def chunks(media):
+        size = config.audio.chunk_frames
+        return sum(-(-len(part.mel) // size) for part in media if part.mel is not None)
+
     visual, audio = ([len(a[kind][1]) for a in example.anchors] for kind in (0, 1))
     return BatchShape(
         tokens=len(example.row.token_ids),
         targets=int(np.isin(example.row.roles, _TARGET_ROLES).sum()),
         blocks=len(example.anchors),
-        frames=sum(grid[0] for grid in frames),
-        patches=max((grid[1] * grid[2] for grid in frames), default=0),
-        chunks=chunks,
+        frames=frames(prompt),
+        segment_frames=frames(segments),
+        patches=max((grid[1] * grid[2] for grid in grids), default=0),
+        chunks=chunks(prompt),
+        segment_chunks=chunks(segments),
         visual_anchors=max(visual, default=0),
         audio_anchors=max(audio, default=0),
     )
@@ -144,21 +153,28 @@ def empty_batch(
     config: ThinkerConfig, media_spec: MediaSpec, spec: LatentSpec, rows: int, shape: BatchShape
 ) -> TrainBatch:
     """Rows that count for nothing."""
-    merged, bins = shape.patches // config.vision.merge_size**2, media_spec.num_mel_bins
-    b, s, g, f, u = rows, shape.tokens, shape.frames, shape.patches, shape.targets
+    b, s, f, u = rows, shape.tokens, shape.patches, shape.targets
+    merged, bins = f // config.vision.merge_size**2, media_spec.num_mel_bins
+
+    def media(frames, chunks):
+        return RowMedia(
+            patches=np.zeros((b, frames, f, config.vision.patch_dim), np.uint8),
+            rows_columns=np.zeros((b, frames, f, 2), np.int32),
+            windows=np.full((b, frames, f), -1, np.int32),
+            restore=np.zeros((b, frames, merged), np.int32),
+            patch_lengths=np.zeros((b, frames), np.int32),
+            mel=np.zeros((b, chunks, config.audio.chunk_frames, bins), np.float16),
+            mel_lengths=np.zeros((b, chunks), np.int32),
+        )
+
     return TrainBatch(
         token_ids=np.full((b, s), spec.pad_id, np.int32),
         roles=np.zeros((b, s), np.int8),
         position_ids=np.zeros((3, b, s), np.int32),
         lengths=np.zeros(b, np.int32),
         feature_index=np.full((b, s), -1, np.int32),
-        patches=np.zeros((b, g, f, config.vision.patch_dim), np.uint8),
-        rows_columns=np.zeros((b, g, f, 2), np.int32),
-        windows=np.full((b, g, f), -1, np.int32),
-        restore=np.zeros((b, g, merged), np.int32),
-        patch_lengths=np.zeros((b, g), np.int32),
-        mel=np.zeros((b, shape.chunks, config.audio.chunk_frames, bins), np.float16),
-        mel_lengths=np.zeros((b, shape.chunks), np.int32),
+        prompt=media(shape.frames, shape.chunks),
+        segments=media(shape.segment_frames, shape.segment_chunks),
         triggers=np.full((b, shape.blocks), -1, np.int32),
         visual_rows=np.full((b, shape.blocks, shape.visual_anchors), -1, np.int32),
         audio_rows=np.full((b, shape.blocks, shape.audio_anchors), -1, np.int32),
@@ -173,7 +189,7 @@ def _fill(config, batch, b, example, shape):
     batch.token_ids[b, :n], batch.roles[b, :n] = row.token_ids, row.roles
     batch.position_ids[:, b, :n], batch.lengths[b] = row.position_ids, n
 
-    visual_tables, audio_tables = _place_media(config, batch, b, example.media, shape)
+    visual_tables, audio_tables = _place_media(config, batch, b, example)
     for item, place in example.sources.items():
         for role, tables in ((Role.PROMPT_VIDEO, visual_tables), (Role.PROMPT_AUDIO, audio_tables)):
             at = np.flatnonzero((row.items == item) & (row.roles == role))
@@ -194,37 +210,48 @@ def _fill(config, batch, b, example, shape):
     batch.target_weights[b, : len(targets)] = 1.0
 
 
-def _place_media(config, batch, b, media, shape):
-    """Writes the media into the row; for each, the feature row of its every vision, sound token."""
-    merge = config.vision.merge_size**2
-    per_frame, per_chunk = shape.patches // merge, config.audio.chunk_frames // 4
+def _place_media(config, batch, b, example):
+    """Writes all media into the row; for each, the feature row of its every vision, sound token."""
+    numbered, split = list(enumerate(example.media)), len(example.sources)
+    start = 0
     visual_tables, audio_tables = {}, {}
+    for arrays, media in ((batch.prompt, numbered[:split]), (batch.segments, numbered[split:])):
+        _place(config, arrays, b, media, start, visual_tables, audio_tables)
+        (_, frames, patches), chunks = arrays.windows.shape, arrays.mel.shape[1]
+        start += frames * patches // config.vision.merge_size**2
+        start += chunks * config.audio.chunk_frames // 4
+    return visual_tables, audio_tables
+
+
+def _place(config, arrays, b, media, start, visual_tables, audio_tables):
+    """Media behind each other in the row; the first feature of `arrays` is row `start`."""
+    (_, frames, patches), merge = arrays.windows.shape, config.vision.merge_size**2
+    per_frame, per_chunk = patches // merge, config.audio.chunk_frames // 4
     frame, chunk = 0, 0
-    for place, part in enumerate(media):
+    for place, part in media:
         if isinstance(part, VisionPart):
             time, height, width = part.grid
             if part.patches.dtype != np.uint8:
                 raise InputError(f"training takes u8 patches, got {part.patches.dtype}")
-            layout = frame_layout(config.vision, height, width, shape.patches)
+            layout = frame_layout(config.vision, height, width, patches)
             span = slice(frame, frame + time)
             pixels = part.patches.reshape(time, height * width, -1)[:, layout.order]
-            batch.patches[b, span, : layout.length] = pixels
-            batch.rows_columns[b, span] = layout.rows_columns
-            batch.windows[b, span] = layout.windows
-            batch.restore[b, span] = layout.restore
-            batch.patch_lengths[b, span] = layout.length
+            arrays.patches[b, span, : layout.length] = pixels
+            arrays.rows_columns[b, span] = layout.rows_columns
+            arrays.windows[b, span] = layout.windows
+            arrays.restore[b, span] = layout.restore
+            arrays.patch_lengths[b, span] = layout.length
             tokens = np.arange(height * width // merge)
-            rows = (frame + np.arange(time))[:, None] * per_frame + tokens
+            rows = start + (frame + np.arange(time))[:, None] * per_frame + tokens
             visual_tables[place] = rows.ravel().astype(np.int32)
             frame += time
         if part.mel is not None:
             chunks, lengths = chunk_mel(config.audio, part.mel)
-            batch.mel[b, chunk : chunk + len(chunks)] = chunks
-            batch.mel_lengths[b, chunk : chunk + len(chunks)] = lengths
-            start = shape.frames * per_frame + chunk * per_chunk
-            audio_tables[place] = start + np.arange(len(chunks) * per_chunk, dtype=np.int32)
+            arrays.mel[b, chunk : chunk + len(chunks)] = chunks
+            arrays.mel_lengths[b, chunk : chunk + len(chunks)] = lengths
+            begin = start + frames * per_frame + chunk * per_chunk
+            audio_tables[place] = begin + np.arange(len(chunks) * per_chunk, dtype=np.int32)
             chunk += len(chunks)
-    return visual_tables, audio_tables
 
 
 def _all_features(config, part, place):

@@ -24,7 +24,7 @@ from latentomni_jax.backbone.thinker import Thinker, abstract_params
 from latentomni_jax.latent.examples import empty_batch
 from latentomni_jax.latent.options import Objective
 from latentomni_jax.latent.sync import init_sync
-from latentomni_jax.layout import BatchShape, TrainBatch
+from latentomni_jax.layout import BatchShape
 from latentomni_jax.train.state import OptimizerConfig, new_state, state_shardings
 from latentomni_jax.train.step import batch_shardings, jit_step
 
@@ -89,21 +89,12 @@ def lower_step(
 
     state = jax.tree.map(shaped, abstract, shardings)
     one = empty_batch(config, options.media, options.spec, 1, shape)
-    batch = TrainBatch(
-        **{
-            name: jax.ShapeDtypeStruct(
-                (
-                    micro,
-                    *(rows if i == (name == "position_ids") else n for i, n in enumerate(x.shape)),
-                ),
-                x.dtype,
-                sharding=sharding,
-            )
-            for (name, x), sharding in zip(
-                one._asdict().items(), batch_shardings(mesh), strict=True
-            )
-        }
-    )
+
+    def many(x, axis):
+        shape = (micro, *x.shape[:axis], rows, *x.shape[axis + 1 :])
+        return jax.ShapeDtypeStruct(shape, x.dtype)
+
+    batch = jax.tree.map(shaped, one.map_rows(many), batch_shardings(mesh))
     with jax.set_mesh(mesh):
         step = jit_step(thinker, options, transformation, mesh, shardings)
         return step.lower(state, batch)

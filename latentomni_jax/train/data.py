@@ -122,9 +122,7 @@ class Feed:
                 for record in list(self._steps.problems)[known:]:
                     _LOG.warning("left out: %s", self._steps.problems[record])
                 known = len(self._steps.problems)
-                host = TrainBatch(
-                    **{name: self._micro(name, x) for name, x in loaded.batch._asdict().items()}
-                )
+                host = loaded.batch.map_rows(self._micro)
                 yield (
                     host,
                     jax.tree.map(jax.make_array_from_process_local_data, self._shardings, host),
@@ -150,9 +148,8 @@ class Feed:
         counts["unreadable"] = len(self._steps.problems) if self._steps else 0
         return dict(counts)
 
-    def _micro(self, name: str, x: np.ndarray) -> np.ndarray:
-        """[B, ...] -> [micro, B / micro, ...]; position ids have rows on their second axis."""
-        axis = int(name == "position_ids")
+    def _micro(self, x: np.ndarray, axis: int) -> np.ndarray:
+        """[B, ...] -> [micro, B / micro, ...], the rows being on `axis`."""
         rows = x.shape[axis] // self.accumulate
         x = x.reshape(*x.shape[:axis], self.accumulate, rows, *x.shape[axis + 1 :])
         return np.moveaxis(x, axis, 0)

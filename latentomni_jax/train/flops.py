@@ -1,16 +1,17 @@
 """Model FLOPs of a training step, and the share of the machine's peak that they are (MFU).
 
 Counted: every matrix product of the forward pass and twice that for the backward pass of what
-trains (1x + 2x; frozen towers 1x), attention with its causal half only, the head for predicted
-positions only. Not counted: recomputation, padding, element-wise work.
+trains (1x + 2x; frozen towers, and segments, which only make anchors, 1x), attention with its
+causal half only, the head for predicted positions only. Not counted: recomputation, padding,
+element-wise work.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from latentomni_jax.backbone.config import ThinkerConfig
-from latentomni_jax.layout import TrainBatch
+from latentomni_jax.backbone.config import AudioConfig, ThinkerConfig, VisionConfig
+from latentomni_jax.layout import RowMedia, TrainBatch
 
 # Dense bf16 peak of a device in FLOP/s, by a piece of its `device_kind`; vendors' data sheets.
 PEAKS = {
@@ -36,7 +37,7 @@ def step_flops(
     config: ThinkerConfig, batch: TrainBatch, frozen: tuple[str, ...] = ("vision",)
 ) -> float:
     """FLOPs of one step over a host batch (any leading axes)."""
-    text, vision, audio = config.text, config.vision, config.audio
+    text = config.text
     lengths = np.asarray(batch.lengths, np.float64)
     heads = (2 * text.num_heads + 2 * text.num_kv_heads) * text.head_dim
     layer = text.hidden_size * (heads + 3 * text.intermediate_size)
@@ -46,7 +47,16 @@ def step_flops(
     targets = float(np.sum(np.asarray(batch.target_weights) > 0))
     decoder += 2 * text.hidden_size * text.vocab_size * targets
 
-    patches = np.asarray(batch.patch_lengths, np.float64)
+    total = 3 * decoder
+    for rows, times in ((batch.prompt, 3), (batch.segments, 1)):  # segments get no gradient
+        total += (1 if "vision" in frozen else times) * _frame_flops(config.vision, rows)
+        total += (1 if "audio" in frozen else times) * _sound_flops(config.audio, rows)
+    return total
+
+
+def _frame_flops(vision: VisionConfig, rows: RowMedia) -> float:
+    """Forward pass of the vision encoder."""
+    patches = np.asarray(rows.patch_lengths, np.float64)
     width = vision.hidden_size
     per_patch = vision.patch_dim * width
     per_patch += vision.depth * width * (4 * width + 3 * vision.intermediate_size)
@@ -54,17 +64,14 @@ def step_flops(
     per_patch += wide * (wide + vision.out_hidden_size) / vision.merge_size**2
     full = len(vision.full_attention_layers)
     window = (vision.window_size // vision.patch_size) ** 2
-    frames = 2 * per_patch * patches.sum() + 4 * width * (
+    return 2 * per_patch * patches.sum() + 4 * width * (
         full * (patches**2).sum() + (vision.depth - full) * window * patches.sum()
     )
 
-    mel = np.asarray(batch.mel_lengths, np.float64)
-    width, steps = audio.hidden_size, mel / 2
+
+def _sound_flops(audio: AudioConfig, rows: RowMedia) -> float:
+    """Forward pass of the audio encoder."""
+    width, steps = audio.hidden_size, np.asarray(rows.mel_lengths, np.float64) / 2
     per_step = audio.num_layers * width * (4 * width + 2 * audio.intermediate_size)
     per_step += 6 * audio.num_mel_bins * width + 3 * width**2 + width * audio.out_hidden_size / 2
-    sound = 2 * per_step * steps.sum() + 4 * audio.num_layers * width * (steps**2).sum()
-    return (
-        3 * decoder
-        + (1 if "vision" in frozen else 3) * frames
-        + (1 if "audio" in frozen else 3) * sound
-    )
+    return 2 * per_step * steps.sum() + 4 * audio.num_layers * width * (steps**2).sum()

@@ -19,7 +19,7 @@ from latentomni_jax.backbone.thinker import Thinker
 from latentomni_jax.backbone.types import Array
 from latentomni_jax.latent.objective import Counts, count, objective
 from latentomni_jax.latent.options import Objective
-from latentomni_jax.layout import TrainBatch
+from latentomni_jax.layout import RowMedia, TrainBatch
 from latentomni_jax.train.state import TrainState, merge
 
 Metrics = dict[str, Array]
@@ -105,9 +105,9 @@ def make_step(
 def batch_shardings(mesh: Mesh) -> TrainBatch:
     """Rows over data and fsdp; the leading axis is micro-batches, `position_ids` has its own."""
     rows = NamedSharding(mesh, jax.P(None, BATCH_AXES))
-    return TrainBatch(**{name: rows for name in TrainBatch._fields})._replace(
-        position_ids=NamedSharding(mesh, jax.P(None, None, BATCH_AXES))
-    )
+    media = RowMedia(*(rows for _ in RowMedia._fields))
+    batch = TrainBatch(*(rows for _ in TrainBatch._fields))._replace(prompt=media, segments=media)
+    return batch._replace(position_ids=NamedSharding(mesh, jax.P(None, None, BATCH_AXES)))
 
 
 def jit_step(

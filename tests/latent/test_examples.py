@@ -243,7 +243,9 @@ def test_prompt_and_segment_anchors_point_into_the_same_table():
     by_segment, by_prompt = (
         make_batch(config, [parts], source=source) for source in ("segment", "prompt")
     )
-    assert by_prompt.patches.shape[1] < by_segment.patches.shape[1]  # segments are not encoded
+    assert by_segment.segments.patch_lengths.any() and by_segment.segments.mel_lengths.any()
+    assert not by_prompt.segments.patch_lengths.any()  # they are not encoded
+    assert not by_prompt.segments.mel_lengths.any()
     at = by_prompt.feature_index[0]
     assert set(by_prompt.visual_rows[0, 0]) - {-1} <= set(at)
     assert set(by_prompt.audio_rows[0, 0]) - {-1} <= set(at)
@@ -271,8 +273,8 @@ def test_what_cannot_be_an_example_is_refused():
         make_batch(config, [[floats, make.text(3, Role.ANSWER)]])
 
 
-@pytest.mark.parametrize("field", ["tokens", "targets", "blocks", "frames", "patches", "chunks",
-                                   "visual_anchors", "audio_anchors"])  # fmt: skip
+@pytest.mark.parametrize("field", ["tokens", "targets", "blocks", "frames", "segment_frames", "patches",
+                                   "chunks", "segment_chunks", "visual_anchors", "audio_anchors"])  # fmt: skip
 def test_an_example_that_does_not_fit_is_an_error(field):
     config = make_ported()[0]
     examples = [lay_out_example(config, SPEC, parts) for parts in mixed_examples()[1:3]]
@@ -292,11 +294,13 @@ def test_padding_and_batch_mates_change_nothing_of_a_row():
     together = collate_examples(config, MEDIA, SPEC, [*laid_out, None], shape)
     for b, example in enumerate([*laid_out, None]):
         alone = collate_examples(config, MEDIA, SPEC, [example], shape)
-        for name in together._fields:
-            axis = 1 if name == "position_ids" else 0
-            mine = np.take(getattr(together, name), b, axis)
-            np.testing.assert_array_equal(mine, np.take(getattr(alone, name), 0, axis), name)
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            together.map_rows(lambda x, axis, b=b: np.take(x, b, axis)),
+            alone.map_rows(lambda x, axis: np.take(x, 0, axis)),
+        )
     empty = jax.tree.map(lambda x: x[-1], together)
     assert not empty.lengths and not empty.target_weights.any() and not empty.roles.any()
-    assert not empty.patch_lengths.any() and not empty.mel_lengths.any()
+    for media in (empty.prompt, empty.segments):
+        assert not media.patch_lengths.any() and not media.mel_lengths.any()
     assert [float(n) for n in count(SPEC, alone)] == [0, 0, 0]

@@ -188,7 +188,7 @@ def test_a_shape_without_blocks_or_media_trains_text():
         roomy = make_batch(CONFIG, rows)
         bare = dataclasses.replace(_shape(roomy), blocks=0, visual_anchors=0, audio_anchors=0)
         if len(rows) == 1:
-            bare = dataclasses.replace(bare, frames=0, chunks=0)
+            bare = dataclasses.replace(bare, frames=0, chunks=0, segment_frames=0, segment_chunks=0)
         (expected, _), wanted = run(params, roomy)
         (value, metrics), gradients = run(params, make_batch(CONFIG, rows, shape=bare))
         np.testing.assert_allclose(value, expected, rtol=1e-6)
@@ -204,9 +204,11 @@ def _shape(batch):
         tokens=batch.token_ids.shape[1],
         targets=batch.target_ids.shape[1],
         blocks=batch.triggers.shape[1],
-        frames=batch.patches.shape[1],
-        patches=batch.patches.shape[2],
-        chunks=batch.mel.shape[1],
+        frames=batch.prompt.patches.shape[1],
+        segment_frames=batch.segments.patches.shape[1],
+        patches=batch.prompt.patches.shape[2],
+        chunks=batch.prompt.mel.shape[1],
+        segment_chunks=batch.segments.mel.shape[1],
         visual_anchors=batch.visual_rows.shape[2],
         audio_anchors=batch.audio_rows.shape[2],
     )

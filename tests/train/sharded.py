@@ -18,7 +18,6 @@ from latentomni_jax.backbone.sharding import param_shardings
 from latentomni_jax.backbone.thinker import Thinker, init_params
 from latentomni_jax.latent.options import Objective
 from latentomni_jax.latent.sync import init_sync
-from latentomni_jax.layout import TrainBatch
 from latentomni_jax.train.state import new_state, state_shardings
 from latentomni_jax.train.step import batch_shardings, jit_step
 from tests.examples import MEDIA, SPEC, make_batch, mixed_examples
@@ -42,12 +41,11 @@ def step_on(shape, accumulate, options, config, params, batch):
     abstract = jax.eval_shape(make, params)
     shardings = state_shardings(abstract, param_shardings(config, mesh), mesh)
 
-    def micro(name, x):
-        axis = int(name == "position_ids")
+    def micro(x, axis):
         x = x.reshape(*x.shape[:axis], accumulate, -1, *x.shape[axis + 1 :])
         return np.moveaxis(x, axis, 0)
 
-    batch = TrainBatch(**{name: micro(name, x) for name, x in batch._asdict().items()})
+    batch = batch.map_rows(micro)
     with jax.set_mesh(mesh):
         state = jax.jit(make, out_shardings=shardings)(params)
         step = jit_step(Thinker(config), options, optimizer, mesh, shardings)

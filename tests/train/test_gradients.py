@@ -27,8 +27,8 @@ from tests.torch_objective import states, torch_objective
 LOSSES = ("total", "text", "latent", "sync")
 # One shape for all tests, so that the gradient program compiles once per objective.
 SHAPE = BatchShape(
-    tokens=264, targets=40, blocks=4, frames=12, patches=128, chunks=7,
-    visual_anchors=64, audio_anchors=60,
+    tokens=264, targets=40, blocks=4, frames=6, segment_frames=8, patches=128,
+    chunks=4, segment_chunks=5, visual_anchors=64, audio_anchors=60,
 )  # fmt: skip
 ROWS = 6
 EVERYTHING = Objective(spec=SPEC, media=MEDIA, frozen=(), target_chunk=16, frames_per_call=4)

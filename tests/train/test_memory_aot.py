@@ -68,8 +68,8 @@ def test_a_shallow_step_compiles_and_holds_no_array_of_all_logits(topology):
         audio=dataclasses.replace(full.audio, num_layers=2),
     )
     shape = BatchShape(
-        tokens=2048, targets=1024, blocks=2, frames=16, patches=640, chunks=8,
-        visual_anchors=640, audio_anchors=128,
+        tokens=2048, targets=1024, blocks=2, frames=8, segment_frames=8,
+        patches=640, chunks=4, segment_chunks=4, visual_anchors=640, audio_anchors=128,
     )  # fmt: skip
     tensor, rows = (2, 4) if topology == "v5e:2x2" else (1, 4)
     flow = "bottleneck" if topology == "v6e:2x2" else "open"

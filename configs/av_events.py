@@ -1,41 +1,50 @@
-"""A model from nothing for the world of `latentomni data av-events`, in two stages on a CPU.
+"""A model from nothing for the world of `latentomni data av-events`, in three stages on a CPU.
 
     latentomni data av-events --out events
-    latentomni data cache --data events/base.jsonl --out events-base-cache \\
-      --video-min-pixels 7056 --video-max-pixels 7056
-    latentomni data cache --data events/train.jsonl --out events-train-cache \\
-      --video-min-pixels 7056 --video-max-pixels 7056
-    latentomni train --config configs/av_events.py:base --workdir runs/base \\
-      --set data.cache=events-base-cache
+    for NAME in glimpses lists train; do
+      latentomni data cache --data events/$NAME.jsonl --out events-cache/$NAME \\
+        --video-min-pixels 3136 --video-max-pixels 3136
+    done
+    latentomni train --config configs/av_events.py:glimpses --workdir runs/glimpses \\
+      --set data.cache=events-cache/glimpses --set model.tokenizer=events/tokenizer
+    latentomni train --config configs/av_events.py:lists --workdir runs/lists \\
+      --set data.cache=events-cache/lists --set model.directory=runs/glimpses/model
     latentomni train --config configs/av_events.py:latentomni --workdir runs/latentomni \\
-      --set data.cache=events-train-cache --set model.directory=runs/base/model
+      --set data.cache=events-cache/train --set model.directory=runs/lists/model
 
-"base" learns to see, to hear and to bind the two, from captions and plain answers; "latentomni"
-then learns to reason with latents. Written for the easy dial: clips of six seconds.
+"glimpses" learns what things look and sounds are like, "lists" to find them by the clock and by
+each other; "latentomni" then learns to reason with latents. Written for the easy dial: clips of six
+seconds.
 """
 
 from configs.tiny import get_config as tiny
 from latentomni_jax.layout import InputError
 
-STAGES = ("base", "latentomni")
+STAGES = ("glimpses", "lists", "latentomni")
 
 
 def get_config(name):
     if name not in STAGES:
         raise InputError(f"no stage {name!r}; there are {', '.join(STAGES)}")
     c = tiny()
+    c.model.preset = "small"
     c.data.tiny = False
     c.model.frozen = ()  # nothing has been trained yet that could be kept
     c.checkpoint.every = 500
-    if name == "base":
-        c.shapes = (dict(tokens=512, targets=192, blocks=0, frames=6, patches=64, chunks=4),)
-        c.optimizer.steps = 1500
+    if name == "glimpses":
+        c.batch_size = 32
+        c.shapes = (dict(tokens=80, targets=16, blocks=0, frames=2, patches=64, chunks=1),)
+        c.optimizer.steps = 400
         c.optimizer.learning_rate = 2e-3
+    elif name == "lists":
+        c.shapes = (dict(tokens=288, targets=72, blocks=0, frames=6, patches=64, chunks=4),)
+        c.optimizer.steps = 800
+        c.optimizer.learning_rate = 1e-3
     else:
         c.shapes = (
             dict(
-                tokens=576, targets=96, blocks=2, frames=10, patches=64, chunks=6,
-                visual_anchors=24, audio_anchors=64,
+                tokens=320, targets=40, blocks=2, frames=6, segment_frames=4, patches=64, chunks=4,
+                segment_chunks=2, visual_anchors=8, audio_anchors=25,
             ),
         )  # fmt: skip
         c.optimizer.steps = 800

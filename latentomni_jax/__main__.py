@@ -22,6 +22,7 @@ VERBS = {
     "export": "write a model directory as Hugging Face safetensors",
     "data": "make a feature cache of training data, or a tiny training set",
     "train": "train LatentOmni from a checkpoint or from nothing",
+    "probe": "change a model's latents and see what becomes of its answers",
     "doctor": "check this machine: versions, devices, codecs",
 }
 HELP = """\

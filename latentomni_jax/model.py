@@ -6,6 +6,7 @@ they compute lives in `backbone` and `latent`.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import logging
@@ -211,6 +212,7 @@ class LatentOmni:
         seeds: Sequence[int] | None = None,
         on_text: Callable[[int, str], None] | None = None,
         timings: dict[str, float] | None = None,
+        given: Sequence[np.ndarray] | None = None,
         **options,
     ) -> list[Generation]:
         """Decodes a batch of prompts; each row's result is independent of its batch mates.
@@ -220,6 +222,8 @@ class LatentOmni:
           seeds: one per row (default 0, 1, ...); matter only with a temperature.
           on_text: called with (row, new text) while rows are being decoded.
           timings: filled with seconds of encode, prefill and decode.
+          given: states f32[blocks,K,D] of each row that its slots are fed instead of their own, for
+            causal probes; later blocks keep their own.
           options: fields of `DecodeSpec` (latents, max_blocks, max_new_tokens, temperature, ...).
         """
         options.setdefault("eos_ids", self.tokenizer.eos_ids if self.tokenizer else ())
@@ -244,11 +248,12 @@ class LatentOmni:
         )
         clockwork("prefill_s", state.token)
         media = media_mask(self.latent, batch.roles)
+        states = None if given is None else self._given(spec, given, len(prompts))
         streams = [_TextStream(self.tokenizer) for _ in prompts]
         step = _STREAM_STEP if on_text else spec.max_positions
         for limit in range(step, spec.max_positions + step, step):
             state = self._decode(
-                spec, self.text_params, batch.lengths, state, np.int32(limit), media
+                spec, self.text_params, batch.lengths, state, np.int32(limit), media, states
             )
             if on_text:
                 tokens = np.asarray(state.tokens)
@@ -330,6 +335,12 @@ class LatentOmni:
             generation=generation,
         )
 
+    def with_latent(self, **changes: Any) -> LatentOmni:
+        """The same weights and programs with another `LatentSpec`, for probes and sweeps."""
+        other = copy.copy(self)
+        other.latent = dataclasses.replace(self.latent, **changes)
+        return other
+
     @property
     def text_params(self) -> dict[str, Any]:
         """The decoder's parameters, as its module takes them."""
@@ -351,6 +362,21 @@ class LatentOmni:
 
     def _text_ids(self, tokens: np.ndarray) -> list[int]:
         return [int(i) for i in tokens if i >= 0 and i != self.latent.pad_id]
+
+    def _given(self, spec: DecodeSpec, given, rows: int) -> np.ndarray:
+        """f32[rows, blocks*K, D] with NaN where nothing is given."""
+        shape = (spec.blocks, self.latent.num_latents, self.config.text.hidden_size)
+        states = np.full((rows, *shape), np.nan, np.float32)
+        fits = len(given) == rows and all(
+            len(one) <= shape[0] and one.shape[1:] == shape[1:] for one in given
+        )
+        if not fits:
+            raise InputError(
+                f"given states are {[one.shape for one in given]}, expected {rows} of up to {shape}"
+            )
+        for row, one in enumerate(given):
+            states[row, : len(one)] = one
+        return states.reshape(rows, -1, shape[-1])
 
     def _collect(self, spec: DecodeSpec, state: DecodeState) -> list[Generation]:
         tokens, latents = np.asarray(state.tokens), np.asarray(state.latents)

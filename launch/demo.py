@@ -1,217 +1,259 @@
-"""The whole path from a video file to an answer with a latent block, printed step by step.
+"""The method in small, from an empty folder: clips, training, latent answers, scores, a page.
 
-    python -m launch.demo                          a clip and a small random model, made on the spot
-    python -m launch.demo --video FILE --question "..."
-    python -m launch.demo --model DIR              a real model
+    python -m launch.demo                about ten minutes on two cores
+    python -m launch.demo --quick        about three: a smaller set, and a model that learned little
 
-Run it from the repository's root; `bash launch/demo.sh` also installs what it needs.
+A million parameters learn a drawn world of sights and sounds from nothing, through every part of
+the real system: mp4 files, feature cache, three stages of training, decoding with latent blocks.
+Run it from the repository's root; `bash launch/demo.sh` also installs what it needs. Interrupted,
+it goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import json
+import logging
+import os
 import sys
 import textwrap
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-import numpy as np
+import tqdm
 
-from data_pipeline.av_events.clips import make_clip
-from latentomni_jax.backbone.thinker import init_params
-from latentomni_jax.commands.inspect import (
-    describe_calls,
-    describe_medium,
-    describe_prompt,
-    render_medium,
-    render_prompt,
+from data_pipeline.av_events import build
+from data_pipeline.av_events.render import CACHE_OPTIONS
+from data_pipeline.av_events.world import DIALS
+from data_pipeline.cache import TRAINING_SPEC, build_cache
+from data_pipeline.trajectories import Trajectory, read_jsonl
+from latentomni_jax.evaluate import plots, report
+from latentomni_jax.evaluate.answers import Score, Scored, View, answer_all, by_type
+from latentomni_jax.evaluate.report import Shown
+from latentomni_jax.layout import InputError
+from latentomni_jax.model import LatentOmni
+from latentomni_jax.train.config import load
+from latentomni_jax.train.loop import Trainer
+
+CONFIG = str(Path(__file__).parents[1] / "configs" / "av_events.py")
+STAGES = {"glimpses": "glimpses", "lists": "lists", "latentomni": "train"}  # its cache
+VIEWS: dict[View, str] = {
+    "both": "whole clip",
+    "video": "pictures only",
+    "audio": "sound only",
+    "question": "question only",
+}
+CHANCE = 0.25
+MAX_NEW_TOKENS = 64  # the longest trajectory has 37
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How much is done. Attributes: steps: of every stage. seconds: of every part, on two cores."""
+
+    clips: int
+    questions: int
+    steps: dict[str, int]
+    seconds: dict[str, float]
+
+
+FULL = Scale(
+    1000,
+    400,
+    {"glimpses": 300, "lists": 900, "latentomni": 600},
+    {"set": 45, "cache": 45, "glimpses": 75, "lists": 300, "latentomni": 240, "answers": 90},
 )
-from latentomni_jax.commands.prompt import Medium
-from latentomni_jax.latent.trajectory import collate
-from latentomni_jax.layout import InputError, LatentSpec, MediaSpec, Role
-from latentomni_jax.media.processor import build_prompt, clip_part
-from latentomni_jax.media.text import train_sentencepiece
-from latentomni_jax.media.video import read_clip
-from latentomni_jax.model import Generation, LatentOmni
-from latentomni_jax.train.start import tiny_model
-from latentomni_jax.weights.checkpoint import save_model
+QUICK = Scale(
+    150,
+    120,
+    {"glimpses": 60, "lists": 60, "latentomni": 60},
+    {"set": 15, "cache": 10, "glimpses": 25, "lists": 35, "latentomni": 40, "answers": 45},
+)
 
-RUNS = Path("runs/demo")
-QUESTION = "Which shape is on the screen when the highest tone sounds?"
-# What the demo's tokenizer learns its pieces from.
-TEXT = """
-A red disc, a green square and a blue triangle move across the screen, one after the other.
-Each shape has a tone of its own: the disc is low, the square is higher, the triangle highest.
-Which shape is on the screen when the tone changes? What is heard while the square is seen?
-First the disc moves from left to right, then the square, and in the end the triangle.
-The answer is the triangle. The sound fades within a second and starts again with the next shape.
-Question, answer, video, audio, picture, sound, second, before, after, left, right, high, low.
-You are a helpful assistant. system user assistant
-"""
+
+class Agenda:
+    """Says which part begins, and about how long the rest will take on this machine."""
+
+    def __init__(self, seconds: dict[str, float]):
+        self.left, self.planned, self.taken, self.count = dict(seconds), 0.0, 0.0, len(seconds)
+
+    @contextlib.contextmanager
+    def part(self, name: str, title: str) -> Iterator[None]:
+        pace = self.taken / self.planned if self.planned else 1.0
+        minutes = sum(self.left.values()) * pace / 60
+        number = self.count - len(self.left) + 1
+        line = f"[{number}/{self.count}] {title}"
+        print(f"\n{line}   (about {minutes:.0f} min left)\n{'-' * len(line)}", flush=True)
+        started = time.monotonic()
+        yield
+        self.taken += time.monotonic() - started
+        self.planned += self.left.pop(name)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--video", type=Path, help="your own file instead of the drawn clip")
-    parser.add_argument("--model", type=Path, help="a model directory instead of a random model")
-    parser.add_argument("--question", default=QUESTION)
-    parser.add_argument("--max-new-tokens", type=int, default=24)
+    parser.add_argument("--quick", action="store_true", help="a smaller set, fewer steps")
+    parser.add_argument("--dial", choices=("easy",), default="easy", help="of the world")
+    parser.add_argument("--seed", type=int, default=0, help="of the world and of the training")
+    parser.add_argument("--out", type=Path, help="default is runs/demo, or runs/demo-quick")
     args = parser.parse_args()
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    out = args.out or Path("runs/demo-quick" if args.quick else "runs/demo")
+    scale = QUICK if args.quick else FULL
+    agenda, started = Agenda(scale.seconds), time.monotonic()
+    with agenda.part("set", "A world is drawn and played"):
+        world, guesses = make_world(out, scale, args.dial, args.seed)
+    with agenda.part("cache", "Its clips become features"):
+        make_caches(out)
+    model_directory = None
+    for stage in STAGES:
+        with agenda.part(stage, TITLES[stage]):
+            model_directory = train(stage, out, scale.steps[stage], args.seed, model_directory)
+    with agenda.part("answers", "Unseen clips are asked about"):
+        model = LatentOmni.from_pretrained(model_directory)
+        questions = read_jsonl(out / "events" / "test.jsonl")[0][: scale.questions]
+        scores = evaluate(model, questions, out / "events")
+        shown = show_one(model, questions, out / "events")
+        path = write_report(out, model, shown, scores, world, guesses)
+    minutes = (time.monotonic() - started) / 60
+    print(
+        f"\n{path} has it all to look at ({minutes:.1f} min). Ask it about any clip of its world:"
+    )
+    question = shown.question
+    choices = " ".join(f'"{choice}"' for choice in question.choices)
+    print(
+        f"  latentomni answer --model {model_directory} --video {shown.path} \\\n"
+        f'    --question "{question.question}" --choices {choices}'
+    )
 
-    heading("1  Files")
-    video, directory = prepare_files(args.video, args.model)
-    heading("2  Model")
-    model = LatentOmni.from_pretrained(directory)
-    show_model(model, is_random=args.model is None)
-    heading("3  The video becomes a prompt")
-    parts = show_prompt(model, video, args.question)
-    heading("4  Encode, prefill, decode")
-    timings: dict[str, float] = {}
-    print("text   ", end="", flush=True)
-    generation = model.generate(
-        [parts],
-        latents="force",
-        max_blocks=2,
-        max_new_tokens=args.max_new_tokens,
-        # Greedy for a real model; a random one would only repeat its likeliest token.
-        temperature=1.0 if args.model is None else 0.0,
-        timings=timings,
-        on_text=lambda row, text: print(text.replace("\n", " "), end="", flush=True),
-    )[0]
-    print()
-    show_timings(generation, timings)
-    heading("5  Latent blocks")
-    show_latents(model, generation)
-    heading("6  The answer")
-    show_answer(generation, is_random=args.model is None)
+
+TITLES = {
+    "glimpses": "From nothing: what things look and sounds are like",
+    "lists": "Finding them by the clock, and by each other",
+    "latentomni": "Reasoning with latents",
+}
 
 
 # ---------------------------------------------------------------------------- making
 
 
-def prepare_files(video: Path | None, model: Path | None) -> tuple[Path, Path]:
-    """The given files, or drawn and random ones in `runs/demo`."""
-    RUNS.mkdir(parents=True, exist_ok=True)
-    if video is None:
-        video = RUNS / "clip.mp4"
-        make_clip(video)
-        print(f"clip   {video}, drawn: a disc, a square, a triangle, each with a tone")
-    else:
-        print(f"clip   {video}")
-    if model is None:
-        model = RUNS / "model"
-        make_model(model)
-        print(f"model  {model}, made: random weights, tokenizer trained on a few sentences")
-    else:
-        print(f"model  {model}")
-    return video, model
+def make_world(out: Path, scale: Scale, dial: str, seed: int):
+    """Clips, their truth and their questions; and how far one modality alone would get."""
+    world = build.World.of(scale.clips, seed, DIALS[dial])
+    guesses = build.make_set(out / "events", world, workers=os.cpu_count() or 1)
+    counts = ", ".join(f"{n} {name}" for name, n in zip(build.SPLITS, world.clips, strict=True))
+    print(f"clips     {counts}")
+    print(f"dial      {dial}: {dataclasses.asdict(world.dial)}")
+    print(f"alone     best learned guess {guess_line(guesses)} (chance 25%)")
+    return world, guesses
 
 
-def make_model(directory: Path, seed: int = 0) -> None:
-    """Writes a small random model with a tokenizer of its own; replaces what is there."""
-    tokenizer_dir = directory.with_name(directory.name + "-tokenizer")
-    train_sentencepiece(TEXT.strip().splitlines(), tokenizer_dir, vocab_size=400)
-    config, latent = tiny_model(tokenizer_dir)
-    params = init_params(config, jax.random.key(seed))
-    save_model(params, config, latent, MediaSpec(), tokenizer_dir, directory, overwrite=True)
+def guess_line(guesses: dict[str, dict[str, float]]) -> str:
+    return ", ".join(f"{name} {100 * by['all']:.0f}%" for name, by in guesses.items())
+
+
+def make_caches(out: Path) -> None:
+    spec = dataclasses.replace(TRAINING_SPEC, **CACHE_OPTIONS)
+    for name in build.TRAINING:
+        target = out / "cache" / name
+        if not (target / "meta.json").is_file():
+            data = out / "events" / f"{name}.jsonl"
+            summary = build_cache(data, target, spec, workers=os.cpu_count() or 1)
+            print(f"{name:<9} {summary.trajectories} samples")
+
+
+def train(stage: str, out: Path, steps: int, seed: int, start: Path | None) -> Path:
+    """Trains a stage from the one before it; returns the directory of its model."""
+    settings = [
+        f"seed={seed}",
+        f"optimizer.steps={steps}",
+        f"data.cache={(out / 'cache' / STAGES[stage]).absolute()}",
+        "log.tensorboard=False",
+        f"model.directory={start}" if start else f"model.tokenizer={out / 'events' / 'tokenizer'}",
+    ]
+    trainer = Trainer(load(f"{CONFIG}:{stage}", settings), (out / stage).absolute())
+    print(trainer.describe())
+    result = trainer.train()
+    if result.model is None:
+        sys.exit("stopped; start it again to continue")
+    seen = steps * trainer.config.batch_size
+    print(f"{seen} samples seen; loss {result.last.get('loss/total', float('nan')):.3f}")
+    return result.model
 
 
 # ---------------------------------------------------------------------------- showing
 
 
-def heading(title: str) -> None:
-    print(f"\n{title}\n{'-' * len(title)}", flush=True)
-
-
-def show_model(model: LatentOmni, *, is_random: bool) -> None:
-    text, latent = model.config.text, model.latent
-    count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
-    print(
-        f"thinker  {count / 1e6:.2f} M parameters, {text.num_layers} layers of {text.hidden_size}"
-    )
-    print(
-        f"latents  K = {latent.num_visual} visual + {latent.num_audio} audio slots, which share "
-        f"a clock of {latent.segment_seconds:g} s"
-    )
-    print(f"runs on  {jax.device_count()} x {jax.devices()[0].device_kind} in {model.dtype}")
-    if is_random:
-        note = (
-            "This model is random and has learned nothing. What follows shows that every part "
-            "runs and what it does; the text it writes means nothing. `latentomni train --config "
-            "configs/tiny.py --workdir runs/tiny` trains one in a minute or two; a trained or a "
-            "ported model is used with --model DIR."
-        )
-        print(textwrap.fill(note, 92, initial_indent="note     ", subsequent_indent=" " * 9))
-
-
-def show_prompt(model: LatentOmni, video: Path, question: str) -> list:
-    """Reads the video, lays out the prompt, and prints both. Returns the prompt's parts."""
-    clip = read_clip(video, model.media)
-    medium = Medium("video", str(video), clip, clip_part(clip, model.media))
-    parts = build_prompt(model.tokenizer, question, [medium.part])
-    batch, groups, table_rows = collate(model.config, [parts])
-    print("\n".join(render_medium(describe_medium(medium, model.media))))
-    if clip.audio is not None:
-        tokens = int(np.sum(batch.roles[0] == Role.PROMPT_AUDIO))
-        rate = tokens / (len(clip.audio) / model.media.sampling_rate)
-        print(f"          become {tokens} tokens, {rate:.0f} per second")
-    print()
-    print("\n".join(render_prompt(describe_prompt(model.config, model.tokenizer, batch), "true")))
-    print()
-    for call in describe_calls(groups):
-        unit = "2-second chunk(s)" if call["encoder"] == "audio" else "frame pair(s)"
-        shape = " x ".join(map(str, call["input"]))
+def evaluate(
+    model: LatentOmni, questions: list[Trajectory], root: Path
+) -> dict[str, dict[str, Score]]:
+    """Scores by type of question, for every view of the clip."""
+    scores = {}
+    for view, name in VIEWS.items():
+        # A view without the clip says the more the more questions; a quarter says enough.
+        asked = questions if view == "both" else questions[: len(questions) // 2]
+        answers = answer_all(model, asked, root, view=view, batch=40, max_new_tokens=MAX_NEW_TOKENS)
+        bar = tqdm.tqdm(answers, total=len(asked), unit="question", desc=f"{name:<13}")
+        found: list[Scored] = list(bar)
+        scores[name] = by_type(found)
+        total = scores[name]["all"]
         print(
-            f"{call['encoder']} encoder: {call['calls']} call(s) of {shape}; {call['real']} {unit}"
+            f"{name:<13} {total.right:>4} of {total.asked} right, {100 * total.accuracy:.1f}% "
+            f"(chance 25%, p = {total.p_value:.1e}), "
+            f"{sum(one.well_formed for one in found)} well formed"
         )
-    print(f"their features fill a table of {table_rows} rows that the prompt takes its rows from")
-    return parts
+    for type, score in scores[VIEWS["both"]].items():
+        print(f"  {type:<12} {score.right:>4} of {score.asked:<4} {100 * score.accuracy:.0f}%")
+    return scores
 
 
-def show_timings(generation: Generation, timings: dict[str, float]) -> None:
-    steps = len(generation.token_ids)
-    print(
-        f"time   encode {timings['encode_s']:.1f} s, prefill {timings['prefill_s']:.1f} s, decode "
-        f"{timings['decode_s']:.1f} s for {steps} positions (compiling included, each shape once)"
+def show_one(model: LatentOmni, questions: list[Trajectory], root: Path) -> Shown:
+    """The first question whose data cite two moments, asked and printed."""
+    question = next(q for q in questions if len(q.segments) == 2)
+    shown = Shown.ask(model, question, root, max_new_tokens=MAX_NEW_TOKENS)
+    print(f"\n{question.question}  ({question.path})")
+    for letter, choice in zip("ABCD", question.choices, strict=False):
+        print(f"  {letter}. {choice}")
+    block = f" [{model.latent.num_visual} visual + {model.latent.num_audio} audio states] "
+    said = block.join(report.pieces(shown.generation, model))
+    print(textwrap.fill(said, 92, initial_indent="> ", subsequent_indent="> "))
+    print(f"expected {question.answer}")
+    return shown
+
+
+def write_report(out, model, shown, scores, world, guesses) -> Path:
+    curves = {
+        stage: [json.loads(line) for line in (out / stage / "metrics.jsonl").open()]
+        for stage in STAGES
+    }
+    whole = scores[VIEWS["both"]]["all"]
+    facts = {
+        "right": f"{whole.right} of {whole.asked} unseen questions, {100 * whole.accuracy:.1f} % "
+        f"(chance 25 %, p = {whole.p_value:.1e})",
+        "one modality alone": f"best learned guess {guess_line(guesses)}",
+        "world": f"seed {world.seed}, {dataclasses.asdict(world.dial)}",
+        "training": ", ".join(f"{len(lines)} steps of {name}" for name, lines in curves.items()),
+        "latents": f"{model.latent.num_visual} visual + {model.latent.num_audio} audio a block",
+    }
+    path = out / "report.html"
+    report.write_page(
+        path,
+        "LatentOmni in small",
+        [
+            ("In short", report.summary_table(facts)),
+            ("An unseen clip", report.clip_section(shown, model)),
+            ("What the model says", report.answer_section(shown, model)),
+            ("Where its latents look", report.attention_section(shown, model)),
+            ("Right answers", report.score_section(scores, CHANCE)),
+            ("Training", report.picture(plots.loss_curves(curves), "losses of every stage")),
+        ],
     )
-
-
-def show_latents(model: LatentOmni, generation: Generation) -> None:
-    """Per block: its slots with timestamps, norms, and how fast the state moves."""
-    spec = model.latent
-    if not len(generation.latents):
-        print("none")
-    for number, block in enumerate(generation.latents, start=1):
-        place = int(np.flatnonzero(generation.token_ids == spec.trigger_id)[number - 1])
-        print(
-            f"block {number} at generated position {place}: trigger, {len(block)} states fed back, "
-            "stop"
-        )
-        print(f"  {'slot':<12}{'time':>8}{'norm':>9}{'cosine to the state before':>30}")
-        norms = np.linalg.norm(block, axis=-1)
-        cosines = np.sum(block[1:] * block[:-1], axis=-1) / np.maximum(norms[1:] * norms[:-1], 1e-9)
-        seconds = spec.slot_seconds()
-        for slot in shown_slots(spec):
-            is_visual = slot < spec.num_visual
-            name = f"visual {slot}" if is_visual else f"audio {slot - spec.num_visual}"
-            cosine = f"{cosines[slot - 1]:+.4f}" if slot else "-"
-            print(f"  {name:<12}{seconds[slot]:>6.2f} s{norms[slot]:>9.3f}{cosine:>30}")
-        if len(cosines):
-            print(f"  all {len(block)} slots: mean cosine {cosines.mean():+.4f}")
-
-
-def shown_slots(spec: LatentSpec) -> list[int]:
-    """Every fourth visual slot, the first of each audio slot's window; and every audio slot."""
-    step = max(1, spec.num_visual // max(spec.num_audio, 1))
-    return [*range(0, spec.num_visual, step), *range(spec.num_visual, spec.num_latents)]
-
-
-def show_answer(generation: Generation, *, is_random: bool) -> None:
-    print(textwrap.fill(generation.text, 92) or "(no text)")
-    if is_random:
-        print("\nGibberish, as announced: a random model knows no answers.")
+    return path
 
 
 if __name__ == "__main__":

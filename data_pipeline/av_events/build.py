@@ -4,11 +4,14 @@
         clips/            SPLIT-00000.mp4 ...
         av_events/1.0.0/  TFDS dataset, ArrayRecord files: clip, its hash, timeline, timed captions,
                           questions; written and read without TensorFlow
-        base.jsonl        captions and plain answers about the training clips
+        glimpses.jsonl    what is seen and heard in clips of one moment
+        lists.jsonl       lists of what is seen and heard in the training clips
         train.jsonl       trajectories with latent blocks; test.jsonl, novel.jsonl the same
+        tokenizer/        for a model from nothing, trained on the texts of these
 
 Every clip is drawn from (seed, split, number) alone, so splits share none, and any process can make
-any clip. The split "novel" has things and sounds that no other split has.
+any clip. The split "novel" has things and sounds that no other split has;
+"glimpses" are clips of one moment.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,17 +34,25 @@ import numpy as np
 import tqdm
 
 from data_pipeline import records
+from data_pipeline.av_events.captions import captions, lists
 from data_pipeline.av_events.check import require_both, require_no_leak, single_modality
-from data_pipeline.av_events.questions import Question, ask, caption, captions
+from data_pipeline.av_events.questions import Question, ask
 from data_pipeline.av_events.render import render
 from data_pipeline.av_events.world import Dial, Timeline, draw_timeline
 from data_pipeline.shards import write_text
+from data_pipeline.trajectories import PAIR
 from latentomni_jax.layout import InputError
+from latentomni_jax.media.chat import BUILT_IN_TEMPLATE, chat_prompt
+from latentomni_jax.media.processor import with_choices
+from latentomni_jax.media.text import train_sentencepiece
 
 FORMAT = 1
-SPLITS = ("train", "test", "novel")
+SPLITS = ("train", "test", "novel", "glimpses")
+TRAINING = ("glimpses", "lists", "train")  # what a model from nothing learns from, in this order
 _SHARES = (0.72, 0.14, 0.14)
+_GLIMPSES = 2  # for every clip of "train"
 _MEASURED = 600  # clips on which a guess is fitted, and as many on which it is measured
+_PIECES = 640  # of the tokenizer: a word of this world is mostly one
 _CHECK_SEED = 1 << 32  # no set's seed
 
 
@@ -49,22 +62,25 @@ class World:
 
     dial: Dial
     seed: int
-    clips: tuple[int, int, int]
+    clips: tuple[int, int, int, int]
 
     @classmethod
     def of(cls, clips: int, seed: int, dial: Dial) -> World:
-        """A world of so many clips in all."""
+        """A world of so many clips with questions."""
         if clips < 10:
             raise InputError(f"a set has at least 10 clips, got {clips}")
         if not 0 <= seed < _CHECK_SEED:
             raise InputError(f"a seed lies in 0 .. 2^32 - 1, got {seed}")
         test, novel = (round(clips * share) for share in _SHARES[1:])
-        return cls(dial, seed, (clips - test - novel, test, novel))
+        train = clips - test - novel
+        return cls(dial, seed, (train, test, novel, _GLIMPSES * train))
 
     def draw(self, split: str, number: int) -> tuple[Timeline, list[Question]]:
         """The truth of a clip, and the questions about it."""
         rng = np.random.default_rng([self.seed, SPLITS.index(split), number])
         kind = "covered" if number % 2 else "plain"
+        if split == "glimpses":
+            kind = "glimpse"
         timeline = draw_timeline(rng, self.dial, kind, novel=split == "novel")
         return timeline, ask(rng, timeline)
 
@@ -210,7 +226,7 @@ def clip_path(split: str, number: int) -> str:
 
 
 def _write_lines(out: Path, world: World) -> None:
-    for split, count in zip(SPLITS, world.clips, strict=True):
+    for split, count in zip(SPLITS[:3], world.clips, strict=False):
         lines = []
         for number in range(count):
             _, questions = world.draw(split, number)
@@ -221,26 +237,38 @@ def _write_lines(out: Path, world: World) -> None:
                 for question in questions
             ]
         _write_jsonl(out / f"{split}.jsonl", lines)
-    _write_jsonl(out / "base.jsonl", _base_samples(world))
+    for name, split in (("glimpses", "glimpses"), ("lists", "train")):
+        _write_jsonl(out / f"{name}.jsonl", _list_samples(world, split))
+    texts = itertools.chain.from_iterable(_texts(out / f"{name}.jsonl") for name in TRAINING)
+    train_sentencepiece(texts, out / "tokenizer", vocab_size=_PIECES)
 
 
-def _base_samples(world: World) -> list[dict[str, Any]]:
-    """Of every training clip its caption, and its questions with the answer alone."""
+def _texts(path: Path) -> Iterator[str]:
+    """What a model reads and writes in the samples of a file."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        sample = json.loads(line)
+        question = with_choices(sample["question"], sample.get("choices", ()))
+        chat = chat_prompt([{"role": "user", "content": question}], BUILT_IN_TEMPLATE)
+        yield from re.split(r"<\|\w+\|>", chat)
+        yield from sample.get("reasoning", "").split(PAIR)
+        yield sample["answer"]
+
+
+def _list_samples(world: World, split: str) -> list[dict[str, Any]]:
+    """Of every clip a list of every kind."""
     lines = []
-    for number in range(world.clips[0]):
-        timeline, questions = world.draw("train", number)
-        video = clip_path("train", number)
-        lines.append(
+    for number in range(world.clips[SPLITS.index(split)]):
+        timeline, _ = world.draw(split, number)
+        rng = np.random.default_rng([world.seed, len(SPLITS), number])
+        lines += [
             {
-                "id": f"base-{number:05d}-caption",
-                "video": video,
-                "question": "What is seen and heard?",
-                "answer": caption(timeline),
+                "id": f"{split}-{number:05d}-{kind}",
+                "video": clip_path(split, number),
+                "question": request,
+                "answer": answer + ".",
             }
-        )
-        for question in questions:
-            sample = question.to_sample(f"base-{number:05d}-{question.type}", video)
-            lines.append({k: v for k, v in sample.items() if k not in ("reasoning", "segments")})
+            for kind, (request, answer) in lists(rng, timeline).items()
+        ]
     return lines
 
 

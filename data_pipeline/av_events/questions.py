@@ -62,36 +62,7 @@ class Question:
 
 def ask(rng: np.random.Generator, timeline: Timeline) -> list[Question]:
     """A question of every type that the clip allows."""
-    makers = _PLAIN if timeline.kind == "plain" else _COVERED
-    return [make(rng, timeline) for make in makers]
-
-
-def caption(timeline: Timeline) -> str:
-    """All that is seen and heard, moment by moment with its time."""
-    return "; ".join(f"{m.start:g} s {_seen(m)}, {_heard(m)}" for m in timeline.moments) + "."
-
-
-def captions(timeline: Timeline) -> dict[str, list[tuple[float, float, str]]]:
-    """(start, end, text) of everything seen under "video", of everything heard under "audio"."""
-    moments = timeline.moments
-    return {
-        "video": [
-            (m.start, m.end, _seen(m)) for m in moments if m.thing is not None or m.is_covered
-        ],
-        "audio": [(*m.heard, _heard(m)) for m in moments if m.sound is not None],
-    }
-
-
-def _seen(moment: Moment) -> str:
-    if moment.is_covered:
-        return "curtain"
-    if moment.thing is None:
-        return "nothing"
-    return f"{moment.thing.name} {moment.thing.place} {moment.thing.motion}"
-
-
-def _heard(moment: Moment) -> str:
-    return "silence" if moment.sound is None else moment.sound.name
+    return [make(rng, timeline) for make in _MAKERS[timeline.kind]]
 
 
 # ------------------------------------------------------------------------- the types
@@ -223,10 +194,11 @@ def _reasoning(rng, timeline):
     )  # fmt: skip
 
 
-_PLAIN: tuple[Callable[..., Question], ...] = (
-    _alignment, _sequence, _context, _comparative, _reasoning,
-)  # fmt: skip
-_COVERED: tuple[Callable[..., Question], ...] = (_inference,)
+_MAKERS: dict[str, tuple[Callable[..., Question], ...]] = {
+    "plain": (_alignment, _sequence, _context, _comparative, _reasoning),
+    "covered": (_inference,),
+    "glimpse": (),
+}
 TYPES = ("alignment", "sequence", "context", "comparative", "inference", "reasoning")
 
 

@@ -10,12 +10,12 @@ import numpy as np
 from data_pipeline.av_events.clips import write_clip
 from data_pipeline.av_events.world import COLOURS, Sound, Thing, Timeline
 
-SIDE, FPS, RATE = 84, 8, 16_000  # pixels; frames and samples per second
+SIDE, FPS, RATE = 56, 8, 16_000  # pixels; frames and samples per second
 # What the feature cache should be told, so that pictures stay as small as they are.
 CACHE_OPTIONS = {"video_min_pixels": SIDE**2, "video_max_pixels": SIDE**2}
-_BACKGROUND, _CURTAIN, _MARK = 235, (150, 150, 150), 200
-_CENTRES = {"left": (-22, 0), "right": (22, 0), "top": (0, -22), "bottom": (0, 22)}
-_RADIUS, _SWING = 13.0, 7.0  # pixels
+_BACKGROUND, _SHADE, _CURTAIN, _MARK = 235, 60, (150, 150, 150), 180
+_CENTRES = {"left": (-12, 0), "right": (12, 0), "top": (0, -12), "bottom": (0, 12)}
+_RADIUS, _SWING = 11.0, 5.0  # pixels
 _HERTZ = {"low": 160.0, "middle": 500.0, "high": 1600.0}
 _FADE = 0.02  # seconds at the ends of a sound
 
@@ -34,10 +34,14 @@ def render(path: str | os.PathLike, timeline: Timeline, seed: int) -> None:
 
 def pictures(timeline: Timeline, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """The frames u8[H,W,3]."""
+    # Lit from one corner: even a piece of a picture shows where it is from.
+    slope = np.linspace(0, _SHADE, SIDE)
+    shade = np.stack([*np.broadcast_arrays(slope, 0.0, slope[:, None])], axis=-1)
+    wall = np.round(_BACKGROUND - shade).astype(np.uint8)
     marks = rng.integers(4, SIDE - 4, (timeline.distractors, 2))
     for number in range(round(timeline.seconds * FPS)):
         time = number / FPS
-        picture = np.full((SIDE, SIDE, 3), _BACKGROUND, np.uint8)
+        picture = wall.copy()
         for x, y in marks:
             picture[y - 3 : y + 3, x - 3 : x + 3] = _MARK
         for moment in timeline.moments:

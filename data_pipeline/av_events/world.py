@@ -2,12 +2,13 @@
 
 A clip is a row of moments. In most of them a thing is seen while a sound is heard; in some there is
 only one of the two. What goes with what is decided by independent draws, so that neither pictures
-nor sounds alone tell. Two kinds of clips:
+nor sounds alone tell. Kinds of clips:
 
 ```
 plain      three colours, two things of each     all places and motions occur
 covered    one moment has a curtain before its thing; its sound is that of another moment, whose
            thing it is
+glimpse    a single moment, to learn from what things look and sounds are like
 ```
 """
 
@@ -36,8 +37,9 @@ VOICES = ("tone", "buzz", "noise")
 PITCHES = ("low", "middle", "high")
 RHYTHMS = ("steady", "pulsing")
 RELATIONS = tuple(itertools.product(("same", "other"), repeat=2))  # of colour, of motion
-Kind = Literal["plain", "covered"]
+Kind = Literal["plain", "covered", "glimpse"]
 _CORE = 6  # moments of a clip that have both a thing and a sound, at least
+_COVERED_GLIMPSES = 0.1  # of all
 _TRIES = 10_000
 
 
@@ -184,9 +186,12 @@ def draw_timeline(
     """A clip's truth.
 
     Args:
+      kind: see the module; a glimpse is never novel.
       novel: with things and sounds that are otherwise never drawn (a thing of every pair of one
         colour is novel, and all novel sounds occur).
     """
+    if kind == "glimpse":
+        return _draw_glimpse(rng, dial)
     both = dial.moments
     things = _draw_things(rng, both + dial.alone, kind, novel)
     sounds = _draw_sounds(rng, both + dial.alone, novel)
@@ -213,6 +218,22 @@ def draw_timeline(
             )
         )
     return Timeline(kind, tuple(moments), len(number) * dial.seconds, dial.distractors)
+
+
+def _draw_glimpse(rng, dial):
+    things = [Thing(c, s, "", "") for c, s in itertools.product(COLOURS, SHAPES)]
+    known = [thing for thing in things if not thing.is_novel]
+    thing = dataclasses.replace(
+        known[rng.integers(len(known))],
+        place=str(rng.choice(PLACES)),
+        motion=str(rng.choice(MOTIONS)),
+    )
+    sounds = [sound for sound in SOUNDS if not sound.is_novel]
+    sound = sounds[rng.integers(len(sounds))]
+    moment = Moment(
+        0.0, dial.seconds, thing, sound, (0.0, dial.seconds), rng.random() < _COVERED_GLIMPSES
+    )
+    return Timeline("glimpse", (moment,), dial.seconds, dial.distractors)
 
 
 def _draw_sounds(rng, count, novel):

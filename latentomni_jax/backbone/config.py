@@ -147,6 +147,23 @@ class ThinkerConfig:
         )
 
     @classmethod
+    def small(cls, *, vocab_size: int = 152_064, hidden_size: int = 128, **ids) -> ThinkerConfig:
+        """About a million parameters: what learns a small world from nothing on a CPU.
+
+        A decoder this shallow finds its way by the clock, so that time has more of the rotary
+        frequencies than in the released models: periods up to 14 s instead of 1.4 s.
+        """
+        tiny = cls.tiny(vocab_size=vocab_size, hidden_size=hidden_size, **ids)
+        return dataclasses.replace(
+            tiny,
+            text=dataclasses.replace(
+                tiny.text, num_layers=4, head_dim=32, rope_theta=1e4, mrope_section=(9, 4, 3)
+            ),
+            vision=dataclasses.replace(tiny.vision, hidden_size=64, intermediate_size=128),
+            audio=dataclasses.replace(tiny.audio, hidden_size=64, intermediate_size=128),
+        )
+
+    @classmethod
     def from_hf(cls, config: dict[str, Any]) -> ThinkerConfig:
         """From a checkpoint's `config.json`: full (`thinker_config` inside) or thinker-only.
 

@@ -55,7 +55,9 @@ What is written:
                           things and sounds that the others never have
   train.jsonl, test.jsonl, novel.jsonl
                           questions, options, reasoning with latent blocks, answers
-  base.jsonl              captions of the training clips and plain answers, to learn to see and hear
+  glimpses.jsonl          what is in clips of one moment: a model from nothing learns to see, hear
+  lists.jsonl             all that is in a training clip: it learns to find things
+  tokenizer               for a model from nothing, trained on these texts
   av_events/1.0.0         the truth as a TFDS dataset: timelines, timed captions, questions
 
 examples:
@@ -264,7 +266,7 @@ def _av_events(args: argparse.Namespace) -> int:
     counts = ", ".join(f"{n} {s}" for s, n in zip(build.SPLITS, world.clips, strict=True))
     options = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in CACHE_OPTIONS.items())
     print(f"{counts} clips in {time.monotonic() - started:.0f} s to {args.out}; next:")
-    for name in ("base", "train"):
+    for name in build.TRAINING:
         print(
             f"  latentomni data cache --data {args.out}/{name}.jsonl --out {args.out}-{name}-cache "
             f"{options}"

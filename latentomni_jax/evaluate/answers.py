@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import scipy.stats
 
 from data_pipeline.trajectories import Trajectory
@@ -70,6 +71,7 @@ def answer_all(
     *,
     view: View = "both",
     batch: int = 16,
+    given: Sequence[np.ndarray] | None = None,
     **options,
 ) -> Iterator[Scored]:
     """Answers questions in batches of one size, in order.
@@ -77,6 +79,7 @@ def answer_all(
     Args:
       root: what the questions' paths are relative to.
       view: what the model is given of the clip.
+      given: states of every question, see `LatentOmni.generate`.
       options: of `LatentOmni.generate`.
 
     Raises:
@@ -107,6 +110,9 @@ def answer_all(
     for start in range(0, len(questions), batch):
         rows = questions[start : start + batch]
         filled = [*rows, *[rows[-1]] * (batch - len(rows))]  # one shape, one program
+        if given is not None:
+            states = [*given[start : start + batch]]
+            options["given"] = states + states[-1:] * (batch - len(rows))
         generations = model.generate([prompt(row) for row in filled], **options)
         for row, generation in zip(rows, generations, strict=False):
             yield score(row, generation)

@@ -109,3 +109,30 @@ def shares(model: LatentOmni, row: Replay, queries: Sequence[int]) -> Shares:
     )
     through = float(of_queries[slots] @ of_slots[:, clip].sum(axis=1)) if len(slots) else 0.0
     return Shares(video, audio, latent, 1.0 - video - audio - latent, through)
+
+
+def over_clip(
+    model: LatentOmni, row: Replay, seconds: float, cells: int = 40
+) -> list[tuple[Float[np.ndarray, "K frames"], Float[np.ndarray, "K cells"]]]:
+    """Of every block, where the states look in the clip: means over layers and heads.
+
+    Args:
+      seconds: length of the prompt's clip. cells: stretches of its sound.
+
+    Returns:
+      For each state of a block, the weight that the position which made it has on every frame and
+      on every stretch of the sound.
+    """
+    slots = np.flatnonzero(np.isin(row.roles, _SLOTS))
+    if not len(slots):
+        return []
+    weights = attention_weights(model, row, slots - 1).mean(axis=(0, 1))
+    ids = np.asarray(row.position_ids[0, 0])  # 25 a second, on the clock that both share
+    seen, heard = (np.flatnonzero(np.isin(row.roles, roles)) for roles in (_SEEN, _HEARD))
+    frames = np.unique(ids[seen])
+    by_frame = weights[:, seen] @ (ids[seen][:, None] == frames)
+    places = ids[heard] - ids[[*seen[:1], *heard[:1]]].min(initial=ids.max())
+    places = (places / model.config.positions_per_second / seconds * cells).astype(int)
+    by_cell = weights[:, heard] @ (np.minimum(places, cells - 1)[:, None] == np.arange(cells))
+    k = model.latent.num_latents
+    return [(by_frame[i : i + k], by_cell[i : i + k]) for i in range(0, len(slots), k)]

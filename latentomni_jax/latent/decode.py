@@ -161,6 +161,7 @@ def decode(
     state: DecodeState,
     limit: Int[Array, ""],
     media_bs: Bool[Array, "B S"] | None = None,
+    given: Float[Array, "B Z D"] | None = None,
 ) -> DecodeState:
     """Runs the loop until every row is done or `limit` generated positions are fed.
 
@@ -169,6 +170,8 @@ def decode(
       state: from `prefill` or an earlier call.
       media_bs: prompt positions that only triggers and latent slots see from a row's first trigger
         on (`masks.media_mask`), so none of `prefill`; None hides nothing.
+      given: states z, block after block, that slots are fed instead of the model's own (causal
+        probes); NaN leaves a slot its own.
     """
     first = state.cache if isinstance(state.cache, dict) else state.cache[0]
     prompt = first["k"].shape[-2] - decode_spec.capacity
@@ -199,13 +202,13 @@ def decode(
             row = hidden.astype(jnp.float32)[:, None]
             rows = jax.lax.dynamic_update_slice_in_dim(state.hidden, row, state.step - 1, axis=1)
             state = state._replace(hidden=rows)
-        return _choose(thinker, decode_spec, params, state, hidden, place=state.step)
+        return _choose(thinker, decode_spec, params, state, hidden, state.step, given)
 
     limit = jnp.minimum(limit, decode_spec.max_positions)
     return jax.lax.while_loop(lambda s: (s.step < limit) & ~jnp.all(s.done), body, state)
 
 
-def _choose(thinker, decode_spec, params, state, hidden, place):
+def _choose(thinker, decode_spec, params, state, hidden, place, given=None):
     """What follows a position whose final hidden state is `hidden` [B,D]; written at `place`."""
     spec, num_latents = decode_spec.spec, decode_spec.spec.num_latents
     opens = (state.token == spec.trigger_id) & (state.slot == 0)
@@ -244,16 +247,17 @@ def _choose(thinker, decode_spec, params, state, hidden, place):
     embed = thinker.apply({"params": params}, token, method="embed")
     latents = state.latents
     if latents.shape[1]:
+        number = (state.blocks - 1) * num_latents + which  # of the slot, over all blocks
+        if given is not None:
+            index = jnp.maximum(number, 0)[:, None, None]
+            other = jnp.take_along_axis(given, index, axis=1)[:, 0].astype(hidden.dtype)
+            hidden = jnp.where(is_latent[:, None] & ~jnp.isnan(other), other, hidden)
         seconds = jnp.asarray(spec.slot_seconds())[which]
         embed = jnp.where(
             is_latent[:, None], latent_input(spec, hidden, seconds).astype(embed.dtype), embed
         )
-        # Slot k of the row's current block; out of range (dropped) where there is no latent.
-        row = jnp.where(
-            is_latent & ~state.done,
-            (state.blocks - 1) * num_latents + next_slot - 1,
-            latents.shape[1],
-        )
+        # Out of range (dropped) where there is no latent.
+        row = jnp.where(is_latent & ~state.done, number, latents.shape[1])
         latents = latents.at[jnp.arange(len(row)), row].set(hidden.astype(jnp.float32), mode="drop")
 
     texts = state.texts + (is_text & ~state.done)

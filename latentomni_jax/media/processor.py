@@ -60,6 +60,14 @@ def clip_part(
     return VisionPart(patches, grid, seconds, mel, clip.is_image)
 
 
+def with_choices(question: str, choices: Sequence[str]) -> str:
+    """The question as it is asked: options listed with letters, and the letter asked for."""
+    if not choices:
+        return question
+    listed = "\n".join(f"{LETTERS[i]}. {text}" for i, text in enumerate(choices))
+    return f"{question}\n{listed}\nGive the letter of the right option in \\boxed{{}}."
+
+
 def build_prompt(
     tokenizer: Tokenizer,
     question: str,
@@ -74,14 +82,12 @@ def build_prompt(
       question: user text; special token strings in it are blanked (it is data, not structure).
       media: from `clip_part`, in order.
       system: system turn; None leaves it to the checkpoint's template.
-      choices: option texts; they are listed with letters and the letter is asked for.
+      choices: option texts, see `with_choices`.
 
     Raises:
       InputError: the template does not place every media item exactly once.
     """
-    if choices:
-        listed = "\n".join(f"{LETTERS[i]}. {text}" for i, text in enumerate(choices))
-        question = f"{question}\n{listed}\nGive the letter of the right option in \\boxed{{}}."
+    question = with_choices(question, choices)
     kinds = [
         "audio" if isinstance(part, AudioPart) else "image" if part.is_image else "video"
         for part in media

@@ -238,7 +238,7 @@ def train_sentencepiece(
             sentence_iterator=iter(texts),
             model_writer=model,
             vocab_size=vocab_size,
-            model_type="unigram",
+            model_type="bpe",
             byte_fallback=True,
             hard_vocab_limit=False,
             normalization_rule_name="identity",

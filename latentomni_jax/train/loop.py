@@ -73,7 +73,11 @@ class Trainer:
         workdir.mkdir(parents=True, exist_ok=True)
         self.records = Records(config.data.cache or _tiny_cache(config, workdir))
         self.start: Start = find_start(
-            config.model.directory, config.model.preset, workdir, self._texts
+            config.model.directory,
+            config.model.preset,
+            config.model.tokenizer,
+            workdir,
+            self._texts,
         )
         self.spec = self.run.latent(self.start.latent)
         self.media = self.records.media_spec

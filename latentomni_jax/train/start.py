@@ -24,7 +24,8 @@ from latentomni_jax.train.state import init_latent_rows
 from latentomni_jax.weights.checkpoint import load_model
 from latentomni_jax.weights.specs import read_specs
 
-_TINY_PIECES = 400  # of a tokenizer trained on the run's own text
+# Models from nothing: sizes, and pieces of a tokenizer trained on the run's own text.
+PRESETS = {"tiny": (ThinkerConfig.tiny, 512), "small": (ThinkerConfig.small, 640)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,9 +45,14 @@ class Start:
 
 
 def find_start(
-    directory: str, preset: str, workdir: pathlib.Path, texts: Callable[[], Iterable[str]]
+    directory: str,
+    preset: str,
+    tokenizer: str,
+    workdir: pathlib.Path,
+    texts: Callable[[], Iterable[str]],
 ) -> Start:
-    """Reads a checkpoint's specs, or designs a model around a tokenizer trained on `texts`.
+    """Reads a checkpoint's specs, or designs a model around a tokenizer: the one in a directory,
+    or one trained on `texts` and kept in `workdir`.
 
     Raises:
       InputError: no such checkpoint or preset.
@@ -54,19 +60,25 @@ def find_start(
     if directory:
         config, latent, media = read_specs(directory)
         return Start(pathlib.Path(directory), pathlib.Path(directory), config, latent, media)
-    if preset != "tiny":
-        raise InputError(f"model.preset must be tiny where model.directory is empty: {preset!r}")
-    tokenizer_dir = workdir / "tokenizer"
-    if not tokenizer_dir.is_dir():
-        train_sentencepiece(texts(), tokenizer_dir, vocab_size=_TINY_PIECES)
-    config, latent = tiny_model(tokenizer_dir)
+    if preset not in PRESETS:
+        raise InputError(
+            f"model.preset must be {' or '.join(PRESETS)} where model.directory is empty: "
+            f"{preset!r}"
+        )
+    make, pieces = PRESETS[preset]
+    tokenizer_dir = pathlib.Path(tokenizer or workdir / "tokenizer")
+    if not tokenizer and not tokenizer_dir.is_dir():
+        train_sentencepiece(texts(), tokenizer_dir, vocab_size=pieces)
+    config, latent = model_for(tokenizer_dir, make)
     return Start(None, tokenizer_dir, config, latent, MediaSpec())
 
 
-def tiny_model(tokenizer_dir: pathlib.Path) -> tuple[ThinkerConfig, LatentSpec]:
-    """A small thinker whose vocabulary is a tokenizer's, and its latent tokens."""
+def model_for(
+    tokenizer_dir: pathlib.Path, make: Callable[..., ThinkerConfig] = ThinkerConfig.tiny
+) -> tuple[ThinkerConfig, LatentSpec]:
+    """A thinker whose vocabulary is a tokenizer's, and its latent tokens."""
     tokenizer = load_tokenizer(tokenizer_dir)
-    config = ThinkerConfig.tiny(
+    config = make(
         vocab_size=-(-tokenizer.vocab_size // 64) * 64,
         audio_token_id=tokenizer.id("<|AUDIO|>"),
         audio_start_id=tokenizer.id("<|audio_bos|>"),

@@ -185,7 +185,7 @@ def test_the_set_is_what_was_drawn(made, world):
             assert heard == [m.heard[0] for m in timeline.moments if m.sound]
     base, problems = read_jsonl(made / "base.jsonl")
     assert not problems and not any(t.segments for t in base)
-    assert sum(t.id.endswith("caption") for t in base) == world.clips[0]
+    assert sum(t.id.endswith("by-time") for t in base) == world.clips[0]
 
 
 def test_a_timeline_survives_json(world):

@@ -216,6 +216,41 @@ def test_blocks_are_capped_and_pad_and_stop_are_never_sampled():
         assert np.sum(ids == SPEC.pad_id) == cap * SPEC.num_latents
 
 
+def test_given_states_are_fed_in_place_of_the_models_own():
+    """Own states given change nothing; others are what the slots hear, as a full pass says too."""
+    model = make_model(eager_trigger=True)
+    prompts = make_prompts()[1:4]
+    options = {"latents": "force", "max_new_tokens": 20, "temperature": 1.0, "keep_hidden": True}
+    own = model.generate(prompts, **options)
+    assert [len(g.latents) for g in own] == [2, 3, 1]
+    again = model.generate(prompts, given=[g.latents for g in own], **options)
+    for a, b in zip(own, again, strict=True):
+        np.testing.assert_array_equal(a.token_ids, b.token_ids)
+        np.testing.assert_allclose(a.hidden, b.hidden, atol=1e-5)
+    # The first row gets others in both blocks, the second in the first of three, the third none.
+    rng = np.random.default_rng(0)
+    others = [rng.normal(size=(n, SPEC.num_latents, 64)).astype(np.float32) for n in (2, 1, 0)]
+    changed = model.generate(prompts, given=others, **options)
+    np.testing.assert_array_equal(changed[2].token_ids, own[2].token_ids)
+    for prompt, other, mine, row in zip(prompts, others, own, changed, strict=True):
+        np.testing.assert_array_equal(row.latents[: len(other)], other)
+        assert np.isfinite(row.latents).all()
+        replayed = replay(model, prompt, row)
+        hidden, _ = model.thinker.apply(
+            {"params": model.text_params},
+            replayed.embeds,
+            jnp.asarray(replayed.position_ids),
+            method="decode",
+        )
+        made = np.asarray(hidden[0, replayed.prompt_length : -1])
+        np.testing.assert_allclose(row.hidden, made, atol=2e-4)
+        if len(other):
+            slots = np.flatnonzero(mine.token_ids == SPEC.pad_id)
+            assert np.abs(row.hidden[slots[1]] - mine.hidden[slots[1]]).max() > 0.1
+    with pytest.raises(InputError, match="given states"):
+        model.generate(prompts, given=[g.latents[:, 1:] for g in own], **options)
+
+
 def test_latent_ids_beyond_the_vocabulary_are_refused():
     with pytest.raises(InputError, match="do not fit a vocabulary of 512"):
         make_model(LatentSpec())

@@ -273,8 +273,10 @@ def test_what_cannot_be_an_example_is_refused():
         make_batch(config, [[floats, make.text(3, Role.ANSWER)]])
 
 
-@pytest.mark.parametrize("field", ["tokens", "targets", "blocks", "frames", "segment_frames", "patches",
-                                   "chunks", "segment_chunks", "visual_anchors", "audio_anchors"])  # fmt: skip
+SIZES = [field.name for field in dataclasses.fields(BatchShape)]
+
+
+@pytest.mark.parametrize("field", SIZES)
 def test_an_example_that_does_not_fit_is_an_error(field):
     config = make_ported()[0]
     examples = [lay_out_example(config, SPEC, parts) for parts in mixed_examples()[1:3]]

@@ -1,0 +1,90 @@
+"""What a timeline looks and sounds like in words: timed captions, and lists that bind the two.
+
+Lists are what a model from nothing learns to see and hear from. Each names everything in a clip
+once, in order of time or of chance, and beside it what the reader has to find: by the clock, by
+what is seen, or by what is heard.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+
+from data_pipeline.av_events.world import Moment, Timeline
+
+
+def captions(timeline: Timeline) -> dict[str, list[tuple[float, float, str]]]:
+    """(start, end, text) of everything seen under "video", of everything heard under "audio"."""
+    moments = timeline.moments
+    return {
+        "video": [
+            (m.start, m.end, _seen(m)) for m in moments if m.thing is not None or m.is_covered
+        ],
+        "audio": [(*m.heard, _heard(m)) for m in moments if m.sound is not None],
+    }
+
+
+def lists(rng: np.random.Generator, timeline: Timeline) -> dict[str, tuple[str, str]]:
+    """Request and list of every kind; of a glimpse only what is there."""
+    if timeline.kind == "glimpse":
+        (moment,) = timeline.moments
+        return {"glimpse": ("What is this?", f"{_seen(moment)}, {_heard(moment)}")}
+    return {name: (ask, "; ".join(make(rng, timeline))) for name, (ask, make) in _LISTS.items()}
+
+
+def _by_time(rng, timeline):
+    return [f"{m.start:g} s {_seen(m)}, {_heard(m)}" for m in timeline.moments]
+
+
+def _by_thing(rng, timeline):
+    return [f"{_name(m)}: {_heard(m)}" for m in _shuffled(rng, timeline) if _name(m)]
+
+
+def _by_sound(rng, timeline):
+    return [f"{_heard(m)}: {_seen(m)}" for m in _shuffled(rng, timeline) if m.sound]
+
+
+def _after_thing(rng, timeline):
+    pairs = _shuffled_pairs(rng, timeline)
+    return [f"{_name(a)}: {_heard(b)}, {_name(b) or 'nothing'}" for a, b in pairs if _name(a)]
+
+
+def _after_sound(rng, timeline):
+    pairs = _shuffled_pairs(rng, timeline)
+    return [f"{_heard(a)}: {_name(b) or 'nothing'}, {_heard(b)}" for a, b in pairs if a.sound]
+
+
+_LISTS: dict[str, tuple[str, Callable[[np.random.Generator, Timeline], list[str]]]] = {
+    "by-time": ("What is seen and heard?", _by_time),
+    "by-thing": ("What is heard with each thing?", _by_thing),
+    "by-sound": ("What is seen with each sound?", _by_sound),
+    "after-thing": ("What follows each thing?", _after_thing),
+    "after-sound": ("What follows each sound?", _after_sound),
+}
+
+
+def _shuffled(rng: np.random.Generator, timeline: Timeline) -> list[Moment]:
+    return [timeline.moments[i] for i in rng.permutation(len(timeline.moments))]
+
+
+def _shuffled_pairs(rng: np.random.Generator, timeline: Timeline) -> list[tuple[Moment, Moment]]:
+    pairs = list(itertools.pairwise(timeline.moments))
+    return [pairs[i] for i in rng.permutation(len(pairs))]
+
+
+def _name(moment: Moment) -> str:
+    if moment.is_covered:
+        return "curtain"
+    return "" if moment.thing is None else moment.thing.name
+
+
+def _seen(moment: Moment) -> str:
+    if moment.is_covered or moment.thing is None:
+        return _name(moment) or "nothing"
+    return f"{moment.thing.name} {moment.thing.place} {moment.thing.motion}"
+
+
+def _heard(moment: Moment) -> str:
+    return "silence" if moment.sound is None else moment.sound.name

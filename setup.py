@@ -36,8 +36,10 @@ DATA = [
     "tensorflow-datasets>=4.9.8",  # reads and writes records; TensorFlow itself is not needed
     "importlib-resources>=6.0",  # TFDS builders need it and do not ask for it
 ]
+REPORT = ["matplotlib>=3.8"]
 TEST = [
     *DATA,
+    *REPORT,
     "pytest>=8.0",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
@@ -61,6 +63,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda12]>=0.10.2"],
         "data": DATA,
+        "report": REPORT,
         "test": TEST,
         "dev": [*TEST, "ruff>=0.8", "pyright>=1.1.390", "codespell>=2.3"],
     },

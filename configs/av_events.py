@@ -1,7 +1,7 @@
-"""A model from nothing for the world of `latentomni data av-events`, in three stages on a CPU.
+"""A model from nothing for the world of `latentomni data av-events`, in four stages on a CPU.
 
     latentomni data av-events --out events
-    for NAME in glimpses lists train; do
+    for NAME in pictures glimpses lists train; do
       latentomni data cache --data events/$NAME.jsonl --out events-cache/$NAME \\
         --video-min-pixels 3136 --video-max-pixels 3136
     done
@@ -12,15 +12,15 @@
     latentomni train --config configs/av_events.py:latentomni --workdir runs/latentomni \\
       --set data.cache=events-cache/train --set model.directory=runs/lists/model
 
-"glimpses" learns what things look and sounds are like, "lists" to find them by the clock and by
-each other; "latentomni" then learns to reason with latents. Written for the easy dial: clips of six
-seconds.
+"pictures" learns to see, "glimpses" to hear and what goes with what in clips of two or three
+moments, "lists" the same in whole clips; "latentomni" then learns to reason with latents. Written
+for the easy dial: clips of six seconds.
 """
 
 from configs.tiny import get_config as tiny
 from latentomni_jax.layout import InputError
 
-STAGES = ("glimpses", "lists", "latentomni")
+STAGES = ("pictures", "glimpses", "lists", "latentomni")
 
 
 def get_config(name):
@@ -29,24 +29,30 @@ def get_config(name):
     c = tiny()
     c.model.preset = "small"
     c.data.tiny = False
-    c.model.frozen = ()  # nothing has been trained yet that could be kept
+    c.model.frozen = ()
     c.checkpoint.every = 500
-    if name == "glimpses":
-        c.batch_size = 32
-        c.shapes = (dict(tokens=80, targets=16, blocks=0, frames=2, patches=64, chunks=1),)
-        c.optimizer.steps = 400
-        c.optimizer.learning_rate = 2e-3
+    c.optimizer.learning_rate = 1e-3
+    if name == "pictures":
+        c.shapes = (dict(tokens=40, targets=8, blocks=0, frames=2, patches=64),)
+        c.optimizer.steps = 500
+    elif name == "glimpses":
+        c.shapes = (
+            dict(tokens=112, targets=24, blocks=0, frames=2, patches=64, chunks=2),
+            dict(tokens=152, targets=40, blocks=0, frames=3, patches=64, chunks=2),
+        )
+        c.optimizer.steps = 600
+        c.objective.weight_bind = 1.0
     elif name == "lists":
-        c.shapes = (dict(tokens=288, targets=72, blocks=0, frames=6, patches=64, chunks=4),)
-        c.optimizer.steps = 800
-        c.optimizer.learning_rate = 1e-3
+        c.shapes = (dict(tokens=272, targets=72, blocks=0, frames=6, patches=64, chunks=4),)
+        c.optimizer.steps = 600
+        c.objective.weight_bind = 1.0
     else:
+        c.model.frozen = ("vision/",)
         c.shapes = (
             dict(
                 tokens=320, targets=40, blocks=2, frames=6, segment_frames=4, patches=64, chunks=4,
                 segment_chunks=2, visual_anchors=8, audio_anchors=25,
             ),
         )  # fmt: skip
-        c.optimizer.steps = 800
-        c.optimizer.learning_rate = 1e-3
+        c.optimizer.steps = 600
     return c

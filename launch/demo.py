@@ -1,6 +1,6 @@
 """The method in small, from an empty folder: clips, training, latent answers, scores, a page.
 
-    python -m launch.demo                about ten minutes on two cores
+    python -m launch.demo                about a quarter of an hour on two cores
     python -m launch.demo --quick        about three: a smaller set, and a model that learned little
 
 A million parameters learn a drawn world of sights and sounds from nothing, through every part of
@@ -39,7 +39,8 @@ from latentomni_jax.train.config import load
 from latentomni_jax.train.loop import Trainer
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "av_events.py")
-STAGES = {"glimpses": "glimpses", "lists": "lists", "latentomni": "train"}  # its cache
+# Stages of training, and the data of each.
+STAGES = {"pictures": "pictures", "glimpses": "glimpses", "lists": "lists", "latentomni": "train"}
 VIEWS: dict[View, str] = {
     "both": "whole clip",
     "video": "pictures only",
@@ -63,14 +64,30 @@ class Scale:
 FULL = Scale(
     1000,
     400,
-    {"glimpses": 300, "lists": 900, "latentomni": 600},
-    {"set": 45, "cache": 45, "glimpses": 75, "lists": 300, "latentomni": 240, "answers": 90},
+    {"pictures": 500, "glimpses": 600, "lists": 500, "latentomni": 600},
+    {
+        "set": 66,
+        "cache": 90,
+        "pictures": 40,
+        "glimpses": 110,
+        "lists": 175,
+        "latentomni": 250,
+        "answers": 60,
+    },
 )
 QUICK = Scale(
     150,
     120,
-    {"glimpses": 60, "lists": 60, "latentomni": 60},
-    {"set": 15, "cache": 10, "glimpses": 25, "lists": 35, "latentomni": 40, "answers": 45},
+    {"pictures": 100, "glimpses": 60, "lists": 40, "latentomni": 60},
+    {
+        "set": 15,
+        "cache": 15,
+        "pictures": 12,
+        "glimpses": 20,
+        "lists": 25,
+        "latentomni": 40,
+        "answers": 40,
+    },
 )
 
 
@@ -133,8 +150,9 @@ def main() -> None:
 
 
 TITLES = {
-    "glimpses": "From nothing: what things look and sounds are like",
-    "lists": "Finding them by the clock, and by each other",
+    "pictures": "From nothing: what things look like",
+    "glimpses": "What sounds are like, and what goes with what",
+    "lists": "Finding it all in whole clips",
     "latentomni": "Reasoning with latents",
 }
 

@@ -4,14 +4,15 @@
         clips/            SPLIT-00000.mp4 ...
         av_events/1.0.0/  TFDS dataset, ArrayRecord files: clip, its hash, timeline, timed captions,
                           questions; written and read without TensorFlow
-        glimpses.jsonl    what is seen and heard in clips of one moment
+        pictures.jsonl    what is seen in clips of one thing
+        glimpses.jsonl    what is seen and heard in clips of two or three moments
         lists.jsonl       lists of what is seen and heard in the training clips
         train.jsonl       trajectories with latent blocks; test.jsonl, novel.jsonl the same
         tokenizer/        for a model from nothing, trained on the texts of these
 
 Every clip is drawn from (seed, split, number) alone, so splits share none, and any process can make
 any clip. The split "novel" has things and sounds that no other split has;
-"glimpses" are clips of one moment.
+"pictures" and "glimpses" are short clips to learn from.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from data_pipeline.av_events.captions import captions, lists
 from data_pipeline.av_events.check import require_both, require_no_leak, single_modality
 from data_pipeline.av_events.questions import Question, ask
 from data_pipeline.av_events.render import render
-from data_pipeline.av_events.world import Dial, Timeline, draw_timeline
+from data_pipeline.av_events.world import Dial, Kind, Timeline, draw_timeline
 from data_pipeline.shards import write_text
 from data_pipeline.trajectories import PAIR
 from latentomni_jax.layout import InputError
@@ -47,10 +48,15 @@ from latentomni_jax.media.processor import with_choices
 from latentomni_jax.media.text import train_sentencepiece
 
 FORMAT = 1
-SPLITS = ("train", "test", "novel", "glimpses")
-TRAINING = ("glimpses", "lists", "train")  # what a model from nothing learns from, in this order
+SPLITS = ("train", "test", "novel", "pictures", "glimpses")
+TRAINING = (
+    "pictures",
+    "glimpses",
+    "lists",
+    "train",
+)  # what a model from nothing learns from, in this order
 _SHARES = (0.72, 0.14, 0.14)
-_GLIMPSES = 2  # for every clip of "train"
+_SHORT = 2  # pictures, and glimpses, for every clip of "train"
 _MEASURED = 600  # clips on which a guess is fitted, and as many on which it is measured
 _PIECES = 640  # of the tokenizer: a word of this world is mostly one
 _CHECK_SEED = 1 << 32  # no set's seed
@@ -62,7 +68,7 @@ class World:
 
     dial: Dial
     seed: int
-    clips: tuple[int, int, int, int]
+    clips: tuple[int, int, int, int, int]
 
     @classmethod
     def of(cls, clips: int, seed: int, dial: Dial) -> World:
@@ -73,14 +79,13 @@ class World:
             raise InputError(f"a seed lies in 0 .. 2^32 - 1, got {seed}")
         test, novel = (round(clips * share) for share in _SHARES[1:])
         train = clips - test - novel
-        return cls(dial, seed, (train, test, novel, _GLIMPSES * train))
+        return cls(dial, seed, (train, test, novel, _SHORT * train, _SHORT * train))
 
     def draw(self, split: str, number: int) -> tuple[Timeline, list[Question]]:
         """The truth of a clip, and the questions about it."""
         rng = np.random.default_rng([self.seed, SPLITS.index(split), number])
-        kind = "covered" if number % 2 else "plain"
-        if split == "glimpses":
-            kind = "glimpse"
+        kinds: dict[str, Kind] = {"pictures": "picture", "glimpses": "glimpse"}
+        kind = kinds.get(split, "covered" if number % 2 else "plain")
         timeline = draw_timeline(rng, self.dial, kind, novel=split == "novel")
         return timeline, ask(rng, timeline)
 
@@ -237,7 +242,7 @@ def _write_lines(out: Path, world: World) -> None:
                 for question in questions
             ]
         _write_jsonl(out / f"{split}.jsonl", lines)
-    for name, split in (("glimpses", "glimpses"), ("lists", "train")):
+    for name, split in (("pictures", "pictures"), ("glimpses", "glimpses"), ("lists", "train")):
         _write_jsonl(out / f"{name}.jsonl", _list_samples(world, split))
     texts = itertools.chain.from_iterable(_texts(out / f"{name}.jsonl") for name in TRAINING)
     train_sentencepiece(texts, out / "tokenizer", vocab_size=_PIECES)

@@ -27,11 +27,11 @@ def captions(timeline: Timeline) -> dict[str, list[tuple[float, float, str]]]:
 
 
 def lists(rng: np.random.Generator, timeline: Timeline) -> dict[str, tuple[str, str]]:
-    """Request and list of every kind; of a glimpse only what is there."""
-    if timeline.kind == "glimpse":
-        (moment,) = timeline.moments
-        return {"glimpse": ("What is this?", f"{_seen(moment)}, {_heard(moment)}")}
-    return {name: (ask, "; ".join(make(rng, timeline))) for name, (ask, make) in _LISTS.items()}
+    """Request and list of every kind that the clip has; of a picture what it shows."""
+    if timeline.kind == "picture":
+        return {"picture": ("What is this?", _seen(timeline.moments[0]))}
+    kinds = itertools.islice(_LISTS.items(), 3 if timeline.kind == "glimpse" else None)
+    return {name: (ask, "; ".join(make(rng, timeline))) for name, (ask, make) in kinds}
 
 
 def _by_time(rng, timeline):

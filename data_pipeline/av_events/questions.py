@@ -197,6 +197,7 @@ def _reasoning(rng, timeline):
 _MAKERS: dict[str, tuple[Callable[..., Question], ...]] = {
     "plain": (_alignment, _sequence, _context, _comparative, _reasoning),
     "covered": (_inference,),
+    "picture": (),
     "glimpse": (),
 }
 TYPES = ("alignment", "sequence", "context", "comparative", "inference", "reasoning")

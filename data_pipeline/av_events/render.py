@@ -10,12 +10,12 @@ import numpy as np
 from data_pipeline.av_events.clips import write_clip
 from data_pipeline.av_events.world import COLOURS, Sound, Thing, Timeline
 
-SIDE, FPS, RATE = 56, 8, 16_000  # pixels; frames and samples per second
-# What the feature cache should be told, so that pictures stay as small as they are.
-CACHE_OPTIONS = {"video_min_pixels": SIDE**2, "video_max_pixels": SIDE**2}
-_BACKGROUND, _SHADE, _CURTAIN, _MARK = 235, 60, (150, 150, 150), 180
-_CENTRES = {"left": (-12, 0), "right": (12, 0), "top": (0, -12), "bottom": (0, 12)}
-_RADIUS, _SWING = 11.0, 5.0  # pixels
+SIDE, FPS, RATE = 112, 8, 16_000  # pixels; frames and samples per second
+# What a small model is shown: 56 x 56 pixels, four tokens a frame pair.
+CACHE_OPTIONS = {"video_min_pixels": 56**2, "video_max_pixels": 56**2}
+_BACKGROUND, _SHADE, _CURTAIN, _MARK = 140, 40, (225, 225, 225), 180
+_CENTRES = {"left": (-22, 0), "right": (22, 0), "top": (0, -22), "bottom": (0, 22)}
+_RADIUS, _SWING = 22.0, 12.0  # pixels
 _HERTZ = {"low": 160.0, "middle": 500.0, "high": 1600.0}
 _FADE = 0.02  # seconds at the ends of a sound
 
@@ -27,9 +27,8 @@ def render(path: str | os.PathLike, timeline: Timeline, seed: int) -> None:
       seed: of what means nothing: phases, noise, distractors.
     """
     rng = np.random.default_rng(seed)
-    write_clip(
-        path, pictures(timeline, rng), samples(timeline, rng), fps=FPS, rate=RATE, quality=16
-    )
+    sound = None if timeline.kind == "picture" else samples(timeline, rng)
+    write_clip(path, pictures(timeline, rng), sound, fps=FPS, rate=RATE, quality=16)
 
 
 def pictures(timeline: Timeline, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -38,16 +37,16 @@ def pictures(timeline: Timeline, rng: np.random.Generator) -> Iterator[np.ndarra
     slope = np.linspace(0, _SHADE, SIDE)
     shade = np.stack([*np.broadcast_arrays(slope, 0.0, slope[:, None])], axis=-1)
     wall = np.round(_BACKGROUND - shade).astype(np.uint8)
-    marks = rng.integers(4, SIDE - 4, (timeline.distractors, 2))
+    marks = rng.integers(8, SIDE - 8, (timeline.distractors, 2))
     for number in range(round(timeline.seconds * FPS)):
         time = number / FPS
         picture = wall.copy()
         for x, y in marks:
-            picture[y - 3 : y + 3, x - 3 : x + 3] = _MARK
+            picture[y - 6 : y + 6, x - 6 : x + 6] = _MARK
         for moment in timeline.moments:
             if moment.start <= time < moment.end and moment.is_covered:
                 picture[:, :] = _CURTAIN
-                picture[:, ::7] = 90  # folds
+                picture[:, ::14] = 60  # folds
             elif moment.start <= time < moment.end and moment.thing is not None:
                 picture[inside(moment.thing, time - moment.start)] = COLOURS[moment.thing.colour]
         yield picture
@@ -59,7 +58,7 @@ def inside(thing: Thing, time: float) -> np.ndarray:
     x0, y0 = _CENTRES[thing.place]
     x0 += _SWING * swing * (thing.motion == "sliding")
     y0 += _SWING * swing * (thing.motion == "bouncing")
-    size = _RADIUS * (1 - 0.35 * (0.5 + 0.5 * swing) * (thing.motion == "growing"))
+    size = _RADIUS * (1 - 0.5 * (0.5 + 0.5 * swing) * (thing.motion == "growing"))
     y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32) + 0.5 - SIDE / 2
     x, y = (x - x0) / size, (y - y0) / size
     radius, side = np.hypot(x, y), np.maximum(abs(x), abs(y))

@@ -8,7 +8,8 @@ nor sounds alone tell. Kinds of clips:
 plain      three colours, two things of each     all places and motions occur
 covered    one moment has a curtain before its thing; its sound is that of another moment, whose
            thing it is
-glimpse    a single moment, to learn from what things look and sounds are like
+picture    one thing, no sound      to learn from: what things look like,
+glimpse    two or three moments     and what goes with what
 ```
 """
 
@@ -37,9 +38,9 @@ VOICES = ("tone", "buzz", "noise")
 PITCHES = ("low", "middle", "high")
 RHYTHMS = ("steady", "pulsing")
 RELATIONS = tuple(itertools.product(("same", "other"), repeat=2))  # of colour, of motion
-Kind = Literal["plain", "covered", "glimpse"]
+Kind = Literal["plain", "covered", "picture", "glimpse"]
 _CORE = 6  # moments of a clip that have both a thing and a sound, at least
-_COVERED_GLIMPSES = 0.1  # of all
+_COVERED_SHARE = 0.1  # of the moments of short clips
 _TRIES = 10_000
 
 
@@ -186,12 +187,12 @@ def draw_timeline(
     """A clip's truth.
 
     Args:
-      kind: see the module; a glimpse is never novel.
+      kind: see the module; the last two are never novel.
       novel: with things and sounds that are otherwise never drawn (a thing of every pair of one
         colour is novel, and all novel sounds occur).
     """
-    if kind == "glimpse":
-        return _draw_glimpse(rng, dial)
+    if kind in ("picture", "glimpse"):
+        return _draw_short(rng, dial, kind)
     both = dial.moments
     things = _draw_things(rng, both + dial.alone, kind, novel)
     sounds = _draw_sounds(rng, both + dial.alone, novel)
@@ -220,20 +221,20 @@ def draw_timeline(
     return Timeline(kind, tuple(moments), len(number) * dial.seconds, dial.distractors)
 
 
-def _draw_glimpse(rng, dial):
-    things = [Thing(c, s, "", "") for c, s in itertools.product(COLOURS, SHAPES)]
-    known = [thing for thing in things if not thing.is_novel]
-    thing = dataclasses.replace(
-        known[rng.integers(len(known))],
-        place=str(rng.choice(PLACES)),
-        motion=str(rng.choice(MOTIONS)),
-    )
-    sounds = [sound for sound in SOUNDS if not sound.is_novel]
-    sound = sounds[rng.integers(len(sounds))]
-    moment = Moment(
-        0.0, dial.seconds, thing, sound, (0.0, dial.seconds), rng.random() < _COVERED_GLIMPSES
-    )
-    return Timeline("glimpse", (moment,), dial.seconds, dial.distractors)
+def _draw_short(rng, dial, kind):
+    """Everything drawn evenly, but things and sounds of a clip differ."""
+    count = 1 if kind == "picture" else int(rng.integers(2, 4))
+    names = [(c, s) for c, s in itertools.product(COLOURS, SHAPES)]
+    names = [name for name in names if not Thing(*name, "", "").is_novel]
+    sounds: list[Sound | None] = [None]
+    if kind == "glimpse":
+        sounds = _draw_sounds(rng, count, novel=False)
+    moments = []
+    for i, (which, sound) in enumerate(zip(rng.permutation(len(names)), sounds, strict=False)):
+        thing = Thing(*names[which], str(rng.choice(PLACES)), str(rng.choice(MOTIONS)))
+        span = (i * dial.seconds, (i + 1) * dial.seconds)
+        moments.append(Moment(*span, thing, sound, span, rng.random() < _COVERED_SHARE))
+    return Timeline(kind, tuple(moments), count * dial.seconds, dial.distractors)
 
 
 def _draw_sounds(rng, count, novel):

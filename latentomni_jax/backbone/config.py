@@ -157,7 +157,12 @@ class ThinkerConfig:
         return dataclasses.replace(
             tiny,
             text=dataclasses.replace(
-                tiny.text, num_layers=4, head_dim=32, rope_theta=1e4, mrope_section=(9, 4, 3)
+                tiny.text,
+                num_layers=4,
+                head_dim=32,
+                rope_theta=1e4,
+                mrope_section=(9, 4, 3),
+                tie_embeddings=True,  # a word that is read is near to one that is said
             ),
             vision=dataclasses.replace(tiny.vision, hidden_size=64, intermediate_size=128),
             audio=dataclasses.replace(tiny.audio, hidden_size=64, intermediate_size=128),

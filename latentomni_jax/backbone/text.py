@@ -136,6 +136,7 @@ class DecoderLayer(nn.Module):
         )(out)
         y = RMSNorm(config.rms_norm_eps, name="post_norm", **types)(x_btd)
         x_btd = x_btd + SwiGLU(config.intermediate_size, bias=False, name="mlp", **linear)(y)
+        self.sow("intermediates", "out", x_btd)  # kept only where the caller asks for it
         return x_btd, cache
 
 
@@ -181,7 +182,7 @@ class Decoder(nn.Module):
         if self.scan_layers:
             self.layers = nn.scan(
                 layer,
-                variable_axes={"params": 0},
+                variable_axes={"params": 0, "intermediates": 0},
                 split_rngs={"params": True},
                 in_axes=(0, *(nn.broadcast,) * 4),
                 length=config.num_layers,

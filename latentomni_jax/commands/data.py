@@ -55,8 +55,9 @@ What is written:
                           things and sounds that the others never have
   train.jsonl, test.jsonl, novel.jsonl
                           questions, options, reasoning with latent blocks, answers
-  glimpses.jsonl          what is in clips of one moment: a model from nothing learns to see, hear
-  lists.jsonl             all that is in a training clip: it learns to find things
+  pictures.jsonl          what short clips show: a model from nothing learns to see,
+  glimpses.jsonl          what is seen and heard in clips of two or three moments: to hear,
+  lists.jsonl             all that is in a training clip: and to find things
   tokenizer               for a model from nothing, trained on these texts
   av_events/1.0.0         the truth as a TFDS dataset: timelines, timed captions, questions
 

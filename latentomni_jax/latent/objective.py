@@ -24,19 +24,22 @@ from latentomni_jax.backbone.thinker import Thinker
 from latentomni_jax.backbone.types import Array
 from latentomni_jax.latent import losses
 from latentomni_jax.latent.anchors import anchors as make_anchors
+from latentomni_jax.latent.binding import binding_loss, moments
 from latentomni_jax.latent.encode import encode_media, input_embeddings
 from latentomni_jax.latent.options import Objective
-from latentomni_jax.latent.passes import forward, states_to_feed
+from latentomni_jax.latent.passes import forward, forward_with_middle, states_to_feed
 from latentomni_jax.latent.sync import sync_loss, sync_mask
 from latentomni_jax.layout import LatentSpec, TrainBatch
 
 
 class Counts(NamedTuple):
-    """What the losses are means over, for a whole step: targets, anchored blocks, sync moments."""
+    """What the losses are means over, for a whole step: targets, anchored blocks, moments of sync,
+    moments of prompts that are seen and heard."""
 
     targets: Float[Array, ""]
     blocks: Float[Array, ""]
     moments: Float[Array, ""]
+    bound: Float[Array, ""]
 
 
 def count(spec: LatentSpec, batch: TrainBatch) -> Counts:
@@ -46,6 +49,7 @@ def count(spec: LatentSpec, batch: TrainBatch) -> Counts:
         jnp.sum(batch.target_weights),
         jnp.sum(jnp.any(mask, axis=-1).astype(jnp.float32)),
         jnp.sum(sync_mask(spec, mask).astype(jnp.float32)),
+        jnp.sum(moments(batch)[0].astype(jnp.float32)),
     )
 
 
@@ -75,7 +79,10 @@ def objective(
     )
     embeds = input_embeddings(thinker, params, batch, features)
     fed = states_to_feed(thinker, options, params, batch, embeds, anchor, mask, key)
-    hidden, z = forward(thinker, spec, params, batch, embeds, fed)
+    if options.weight_bind:
+        hidden, z, middle = forward_with_middle(thinker, spec, params, batch, embeds, fed)
+    else:
+        hidden, z = forward(thinker, spec, params, batch, embeds, fed)
 
     def logits(h):
         return thinker.apply({"params": params}, h, method="logits")
@@ -91,6 +98,11 @@ def objective(
         latent = distance / jnp.maximum(counts.blocks, 1)
         sync = sync / jnp.maximum(counts.moments, 1)
         total = text + options.weight_latent * latent + options.weight_sync * sync
+        extra = {}
+        if options.weight_bind:
+            bind = binding_loss(middle, embeds, params["sync"]["log_scale"], batch)
+            extra["loss/bind"] = bind / jnp.maximum(counts.bound, 1)
+            total = total + options.weight_bind * extra["loss/bind"]
     frozen_z = jax.lax.stop_gradient(z)
     has_anchor = jnp.any(mask, axis=-1)
     spread = losses.diversity(frozen_z, has_anchor)
@@ -100,6 +112,7 @@ def objective(
         "loss/text": text,
         "loss/latent": latent,
         "loss/sync": sync,
+        **extra,
         "text/accuracy": right / jnp.maximum(counts.targets, 1),
         "latent/cosine": spread["cosine"] * per_block,
         "latent/rank": spread["rank"] * per_block,

@@ -14,6 +14,7 @@ class Objective:
 
     Attributes:
       weight_latent, weight_sync: λ1, λ2; 0 switches a loss off.
+      weight_bind: of L_bind, for models from nothing, see `latent.binding`; the paper has none.
       mode: where slot inputs come from, see the module.
       jacobi_passes: n of mode "jacobi"; equals rollout at blocks * K + 1.
       own_probability: of feeding a slot its own state in mode "mixed".
@@ -31,6 +32,7 @@ class Objective:
     media: MediaSpec
     weight_latent: float = 0.005
     weight_sync: float = 1.0
+    weight_bind: float = 0.0
     mode: Literal["teacher", "rollout", "jacobi", "mixed"] = "teacher"
     jacobi_passes: int = 3
     own_probability: float = 0.5

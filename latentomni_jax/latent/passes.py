@@ -63,6 +63,28 @@ def forward(
     return hidden, produced(spec, batch, hidden)
 
 
+def forward_with_middle(
+    thinker: Thinker,
+    spec: LatentSpec,
+    params: Any,
+    batch: TrainBatch,
+    embeds: Float[Array, "B S D"],
+    fed: Float[Array, "B N num_latents D"],
+) -> tuple[Float[Array, "B S D"], Float[Array, "B N num_latents D"], Float[Array, "B S D"]]:
+    """As `forward`, and what the middle layer puts out."""
+    (hidden, _), kept = thinker.apply(
+        {"params": params},
+        place_states(spec, batch, embeds, fed),
+        batch.position_ids,
+        hidden=flow_mask(spec, batch.roles),
+        method="decode",
+        mutable=["intermediates"],
+    )
+    middle = thinker.config.text.num_layers // 2 - 1
+    (layers,) = kept["intermediates"]["text"]["layers"]["out"]
+    return hidden, produced(spec, batch, hidden), layers[middle]
+
+
 def produced(
     spec: LatentSpec, batch: TrainBatch, hidden: Float[Array, "B S D"]
 ) -> Float[Array, "B N num_latents D"]:

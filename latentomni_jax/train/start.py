@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -26,6 +27,9 @@ from latentomni_jax.weights.specs import read_specs
 
 # Models from nothing: sizes, and pieces of a tokenizer trained on the run's own text.
 PRESETS = {"tiny": (ThinkerConfig.tiny, 512), "small": (ThinkerConfig.small, 640)}
+# Of a model from nothing the embeddings are this much larger than those that checkpoints began
+# with (0.02): what a position reads is soon forgotten among what a shallow decoder adds to it.
+_EMBEDDING_SCALE = {"tiny": 1.0, "small": 10.0}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,6 +39,7 @@ class Start:
     Attributes:
       directory: of the checkpoint; None for a model from nothing.
       tokenizer_dir: where its tokenizer is.
+      embedding_scale: of a model from nothing, over the usual 0.02.
     """
 
     directory: pathlib.Path | None
@@ -42,6 +47,7 @@ class Start:
     config: ThinkerConfig
     latent: LatentSpec
     media: MediaSpec
+    embedding_scale: float = 1.0
 
 
 def find_start(
@@ -70,7 +76,7 @@ def find_start(
     if not tokenizer and not tokenizer_dir.is_dir():
         train_sentencepiece(texts(), tokenizer_dir, vocab_size=pieces)
     config, latent = model_for(tokenizer_dir, make)
-    return Start(None, tokenizer_dir, config, latent, MediaSpec())
+    return Start(None, tokenizer_dir, config, latent, MediaSpec(), _EMBEDDING_SCALE[preset])
 
 
 def model_for(
@@ -90,6 +96,12 @@ def model_for(
     )
     pad, trigger, stop = map(tokenizer.id, LATENT_TOKENS)
     return config, LatentSpec(pad_id=pad, trigger_id=trigger, stop_id=stop)
+
+
+def _init(start: Start, key: jax.Array) -> dict[str, Any]:
+    params = nn.meta.unbox(Thinker(start.config).init(key)["params"])
+    rows = params["text"]["embed_tokens"] * start.embedding_scale
+    return {**params, "text": {**params["text"], "embed_tokens": rows}}
 
 
 def abstract_start(start: Start, options: Objective, *, dtype: Any, lora_rank: int) -> Any:
@@ -115,11 +127,7 @@ def load_params(
     if start.directory is not None:
         params = load_model(start.directory, shardings=shardings, dtype=dtype).params
     else:
-        make = jax.jit(
-            lambda key: nn.meta.unbox(Thinker(start.config).init(key)["params"]),
-            out_shardings=shardings,
-        )
-        params = make(keys[0])
+        params = jax.jit(functools.partial(_init, start), out_shardings=shardings)(keys[0])
     params = jax.jit(lambda p: init_latent_rows(p, options.spec, seed), out_shardings=shardings)(
         params
     )

@@ -14,7 +14,7 @@ from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.backbone.thinker import init_params
 from latentomni_jax.layout import LatentSpec, MediaSpec
 from latentomni_jax.weights.checkpoint import save_model
-from launch.demo import make_model
+from tests.models import make_model
 
 
 class Ran(NamedTuple):

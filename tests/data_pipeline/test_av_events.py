@@ -8,13 +8,14 @@ import json
 import numpy as np
 import pytest
 
-from data_pipeline.av_events import build, questions
+from data_pipeline.av_events import build, captions, questions
 from data_pipeline.av_events.check import require_both, require_no_leak, single_modality
 from data_pipeline.av_events.render import FPS, RATE, SIDE, pictures, samples
 from data_pipeline.av_events.world import COLOURS, DIALS, Dial, Timeline, draw_timeline, relation
 from data_pipeline.trajectories import PAIR, read_jsonl
 from latentomni_jax.__main__ import main
 from latentomni_jax.layout import InputError, MediaSpec
+from latentomni_jax.media.text import load_tokenizer
 from latentomni_jax.media.video import read_clip
 
 HERTZ = {"low": 160, "middle": 500, "high": 1600}
@@ -146,7 +147,7 @@ def test_a_timeline_is_drawn_and_played_where_it_says():
         centre = {"left": x, "right": x, "top": y, "bottom": y}[
             moment.thing.place
         ].mean() - SIDE / 2
-        assert centre < -8 if moment.thing.place in ("left", "top") else centre > 8
+        assert centre < -16 if moment.thing.place in ("left", "top") else centre > 16
         heard = sound[number * RATE : (number + 1) * RATE]
         loudest = np.argmax(np.abs(np.fft.rfft(heard)))  # a second: its index is its frequency
         assert 0.6 < loudest / HERTZ[moment.sound.pitch] < 1.5
@@ -167,9 +168,9 @@ def made(tmp_path_factory, world):
 
 
 def test_the_set_is_what_was_drawn(made, world):
-    assert build.read_world(made) == world and sum(world.clips) == 14
+    assert build.read_world(made) == world and world.clips == (10, 2, 2, 20, 20)
     assert build.check_set(made) == []
-    for split, count in zip(build.SPLITS, world.clips, strict=True):
+    for split, count in zip(build.SPLITS[:3], world.clips, strict=False):
         trajectories, problems = read_jsonl(made / f"{split}.jsonl", max_blocks=3)
         assert not problems and all(t.segments and t.reasoning for t in trajectories)
         found = list(build.read_records(made, split))
@@ -183,9 +184,57 @@ def test_the_set_is_what_was_drawn(made, world):
             assert abs(clip.duration - timeline.seconds) < 0.1 and clip.audio is not None
             heard = [start for start, _, _ in record["captions"]["audio"]]
             assert heard == [m.heard[0] for m in timeline.moments if m.sound]
-    base, problems = read_jsonl(made / "base.jsonl")
-    assert not problems and not any(t.segments for t in base)
-    assert sum(t.id.endswith("by-time") for t in base) == world.clips[0]
+    for name, kinds in (("pictures", 1), ("glimpses", 3), ("lists", 5)):
+        split = "train" if name == "lists" else name
+        learned, problems = read_jsonl(made / f"{name}.jsonl")
+        assert not problems and not any(t.segments for t in learned)
+        assert len(learned) == kinds * world.clips[build.SPLITS.index(split)]
+        assert {t.path.split("/")[1].split("-")[0] for t in learned} == {split}
+    tokenizer = load_tokenizer(made / "tokenizer")
+    text = "I listen for the steady low tone. The red disc is seen."
+    assert tokenizer.decode(ids := tokenizer.encode(text)) == text and len(ids) < 18
+
+
+def test_lists_say_what_is_true():
+    """Every item of every list, read back with the timeline alone."""
+    for seed, kind in itertools.product(range(12), ("plain", "covered", "glimpse")):
+        timeline = draw("medium", kind, seed)
+        moments = timeline.moments
+
+        def seen(m):
+            return "curtain" if m.is_covered else m.thing.name if m.thing else "nothing"
+
+        def heard(m):
+            return m.sound.name if m.sound else "silence"
+
+        found = captions.lists(np.random.default_rng(seed), timeline)
+        assert list(found) == list(captions._LISTS)[: 3 if kind == "glimpse" else 5]
+        items = {name: text.split("; ") for name, (_, text) in found.items()}
+        assert len(items["by-time"]) == len(moments)
+        for moment, item in zip(moments, items["by-time"], strict=True):
+            assert item.startswith(f"{moment.start:g} s {seen(moment)}")
+            assert item.endswith(", " + heard(moment))
+        assert sorted(items["by-thing"]) == sorted(
+            f"{seen(m)}: {heard(m)}" for m in moments if m.thing
+        )
+        keys = [item.split(": ")[0] for item in items["by-sound"]]
+        assert sorted(keys) == sorted(heard(m) for m in moments if m.sound)
+        pairs = list(itertools.pairwise(moments))
+        for name, key, value in (("after-thing", seen, heard), ("after-sound", heard, seen)):
+            true = {f"{key(a)}: {value(b)}" for a, b in pairs}
+            assert all(item.split(",")[0] in true for item in items.get(name, ()))
+    orders = [captions.lists(np.random.default_rng(s), timeline)["by-thing"][1] for s in range(9)]
+    assert len(set(orders)) > 1
+
+
+def test_a_picture_is_silent_and_what_short_clips_show_is_never_novel():
+    for seed in range(40):
+        (moment,) = draw(kind="picture", seed=seed).moments
+        assert moment.sound is None and not moment.thing.is_novel
+        glimpse = draw(kind="glimpse", seed=seed)
+        assert len(glimpse.moments) in (2, 3) and glimpse.seconds == len(glimpse.moments)
+        assert not any(m.thing.is_novel or m.sound.is_novel for m in glimpse.moments)
+        assert questions.ask(np.random.default_rng(0), glimpse) == []
 
 
 def test_a_timeline_survives_json(world):
@@ -198,7 +247,7 @@ def test_a_broken_clip_is_named_and_the_set_comes_back_the_same(made, world, tmp
     build.make_set(again, world, workers=2, progress=False)
     names = [str(p.relative_to(made)) for p in made.rglob("*") if p.is_file()]
     records = [name for name in names if "array_record" in name]
-    assert len(names) > 20 and len(records) == 3
+    assert len(names) > 60 and len(records) == 5
     same = [name for name in names if not name.endswith("dataset_info.json")]
     assert filecmp.cmpfiles(made, again, same, shallow=False)[0] == same
 

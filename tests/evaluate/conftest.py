@@ -3,7 +3,7 @@
 import pytest
 
 from latentomni_jax.model import LatentOmni
-from launch.demo import make_model
+from tests.models import make_model
 
 
 @pytest.fixture(scope="session")

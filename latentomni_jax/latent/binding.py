@@ -1,0 +1,75 @@
+"""L_bind, for models from nothing: what is heard knows what is seen then (not the paper's).
+
+A pretrained thinker has learned to bind sound to picture before latents are trained; a model from
+nothing has not, and answers alone teach it slowly. Here the prompt's sound positions of every frame
+have to single out their own frame among those of the clip:
+
+```
+h_g   mean state, in the middle layer, of the sound positions from frame g on, up to the next frame
+v_g   mean encoder feature of frame g, less the mean over the clip, stop-gradient
+```
+
+Symmetric InfoNCE over the moments of a row, as in `latent.sync`. Features of a frame do not know
+its time, so that the clock alone does not solve it.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from latentomni_jax.backbone.types import Array
+from latentomni_jax.latent.losses import unit
+from latentomni_jax.latent.sync import sync_scale
+from latentomni_jax.layout import Role, TrainBatch
+
+
+def moments(batch: TrainBatch) -> tuple[Bool[Array, "B G"], Int[Array, "B S"], Int[Array, "B S"]]:
+    """Which frames of the prompt are heard; the frame of each picture and of each sound position.
+
+    Positions that are neither, and sound before the first frame, have frame -1.
+    """
+    _, frames, patches = batch.prompt.windows.shape
+    number = jnp.arange(frames)
+    time = batch.position_ids[0]
+    seen = jnp.where(batch.roles == Role.PROMPT_VIDEO, batch.feature_index // (patches // 4), -1)
+    is_sound = batch.roles == Role.PROMPT_AUDIO
+    of_frame = seen[..., None] == number
+    start = jnp.max(jnp.where(of_frame, time[..., None], -1), axis=1)  # -1: no such frame
+    begun = (start[:, None] >= 0) & (start[:, None] <= time[..., None])
+    heard = jnp.where(is_sound, jnp.sum(begun, axis=-1) - 1, -1)
+    return jnp.any(heard[..., None] == number, axis=1), seen, heard
+
+
+def binding_loss(
+    hidden: Float[Array, "B S D"],
+    embeds: Float[Array, "B S D"],
+    log_scale: Float[Array, ""],
+    batch: TrainBatch,
+) -> Float[Array, ""]:
+    """L_bind summed over moments.
+
+    Args:
+      hidden: of any layer; the objective takes the middle one, so that later layers can use what
+        was bound. embeds: input embeddings, the features at picture positions.
+      log_scale: the temperature that L_sync has too.
+    """
+    valid, seen, heard = moments(batch)
+    number = jnp.arange(valid.shape[1])
+
+    def mean_of(x, frame):
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        weight = (frame[..., None] == number).astype(x.dtype)
+        total = jnp.einsum("bsg,bsd->bgd", weight, x)
+        return total / jnp.maximum(weight.sum(axis=1), 1)[..., None]
+
+    v = jax.lax.stop_gradient(mean_of(embeds, seen))
+    count = jnp.maximum(valid.sum(axis=1), 1)[:, None, None]
+    v = v - jnp.sum(jnp.where(valid[..., None], v, 0), axis=1, keepdims=True) / count
+    scores = jnp.einsum("bgd,bhd->bgh", unit(mean_of(hidden, heard)), unit(v))
+    scores = scores * sync_scale(log_scale)
+    scores = jnp.where(valid[:, None] & valid[..., None], scores, -1e9)
+    own = jnp.diagonal(scores, axis1=1, axis2=2)
+    both = [jax.nn.logsumexp(scores, axis=axis) - own for axis in (1, 2)]
+    return jnp.sum(jnp.where(valid, sum(both) / 2, 0))

@@ -64,11 +64,11 @@ class Scale:
 FULL = Scale(
     1000,
     400,
-    {"pictures": 500, "glimpses": 600, "lists": 500, "latentomni": 600},
+    {"pictures": 900, "glimpses": 600, "lists": 500, "latentomni": 600},
     {
         "set": 66,
         "cache": 90,
-        "pictures": 40,
+        "pictures": 65,
         "glimpses": 110,
         "lists": 175,
         "latentomni": 250,

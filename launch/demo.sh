@@ -1,14 +1,12 @@
 #!/usr/bin/env bash
-# From nothing but Python 3.11 to an answer with a latent block, in a few minutes:
+# From nothing but Python 3.11 to a trained LatentOmni in small, its scores and a page to look at:
 #
-#   bash launch/demo.sh                                      a drawn clip, a small random model
-#   bash launch/demo.sh --video FILE --question "..."        your clip
-#   bash launch/demo.sh --model DIR --video FILE             a real model
-#   EXTRAS=cuda JAX_PLATFORMS=cuda bash launch/demo.sh       on a GPU; EXTRAS=tpu JAX_PLATFORMS=tpu
+#   bash launch/demo.sh              about a quarter of an hour on two cores, less on more
+#   bash launch/demo.sh --quick      three minutes: every part runs, and little is learned
 #
-# VENV and PYTHON: see launch/environment.sh. What it makes is in runs/demo.
+# VENV and PYTHON: see launch/environment.sh. What it makes is in runs/demo; interrupted, it goes on.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
-prepare_environment ${EXTRAS:-}
+prepare_environment data report
 exec python -m launch.demo "$@"

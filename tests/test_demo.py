@@ -1,62 +1,94 @@
-"""The demo: its clip is what it claims, and the whole of it runs."""
+"""The demo: from an empty folder to answers and a page, on the smallest set that has everything."""
 
-import os
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from data_pipeline.av_events.clips import COLOURS, TONES, make_clip
-from latentomni_jax.layout import LatentSpec, MediaSpec
-from latentomni_jax.media.video import read_clip
-from launch.demo import shown_slots
+from launch import demo
 
 ROOT = Path(__file__).parents[1]
+SMALL = demo.Scale(
+    14,
+    6,
+    dict.fromkeys(demo.STAGES, 2),
+    dict.fromkeys(("set", "cache", *demo.STAGES, "answers"), 1.0),
+)
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    path = tmp_path_factory.mktemp("clips") / "demo.mp4"
-    make_clip(path, seconds=3.0)
-    return read_clip(path, MediaSpec())
+def ran(tmp_path_factory):
+    """The whole demo with two steps a stage, once."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    patch = pytest.MonkeyPatch()
+    patch.setattr(demo, "QUICK", SMALL)
+    patch.setattr(sys, "argv", ["demo", "--quick", "--out", str(out)])
+    patch.chdir(ROOT)
+    import contextlib
+    import io
+
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        demo.main()
+    patch.undo()
+    return out, told.getvalue()
 
 
-def test_each_second_shows_its_colour(clip):
-    np.testing.assert_allclose(clip.frame_times, np.arange(6) / 2, atol=1e-3)
-    for second, colour in enumerate(COLOURS):
-        frame = clip.frames[2 * second].astype(int)
-        near = np.abs(frame - colour).max(axis=-1) < 40
-        assert near.mean() > 0.03
-        for other in set(COLOURS) - {colour}:
-            assert (np.abs(frame - other).max(axis=-1) < 40).mean() < 0.005
+def test_it_tells_what_was_seen_and_how_it_went(ran):
+    _, told = ran
+    assert "10 train, 2 test, 2 novel, 20 pictures, 20 glimpses" in told
+    assert "dial      easy: {'moments': 6" in told
+    assert re.search(r"alone     best learned guess question \d+%, video \d+%, audio \d+%", told)
+    assert told.count("samples seen; loss") == len(demo.STAGES)
+    for part in range(1, len(SMALL.seconds) + 1):
+        assert f"[{part}/{len(SMALL.seconds)}] " in told
+    assert told.count("min left)") == len(SMALL.seconds)
+    for view in demo.VIEWS.values():
+        assert re.search(rf"{view} +\d+ of \d+ right, [\d.]+% \(chance 25%, p = ", told)
+    assert "latentomni answer --model" in told
 
 
-def test_each_second_plays_its_tone(clip):
-    assert abs(clip.audio.size - 3 * 16_000) < 2048
-    for second, tone in enumerate(TONES):
-        heard = clip.audio[second * 16_000 + 1600 : second * 16_000 + 9600]
-        spectrum = np.abs(np.fft.rfft(heard * np.hanning(heard.size)))
-        assert abs(spectrum.argmax() * 16_000 / heard.size - tone) < 5
+def test_the_page_has_all_sections(ran):
+    out, _ = ran
+    page = (out / "report.html").read_text()
+    for heading in ("In short", "An unseen clip", "What the model says", "Where its latents look",
+                    "Right answers", "Training"):  # fmt: skip
+        assert f"<h2>{heading}</h2>" in page
+    assert page.count("data:image/png;base64,") >= 3
+    for stage in demo.STAGES:
+        lines = [json.loads(line) for line in (out / stage / "metrics.jsonl").open()]
+        assert [line["step"] for line in lines] == [0, 1]
 
 
-def test_the_slots_shown_are_all_sound_and_its_first_pictures():
-    assert shown_slots(LatentSpec()) == [0, 4, 8, 12, 16, 20, 24, 28, *range(32, 40)]
-    assert shown_slots(LatentSpec(num_visual=0, num_audio=3)) == [0, 1, 2]
-    assert shown_slots(LatentSpec(num_visual=2, num_audio=0)) == [0]
+def test_its_last_words_are_a_command_that_works(ran, capfd):
+    _, told = ran
+    command = told[told.index("latentomni answer") :].replace("\\\n", " ")
+    import shlex
+
+    from latentomni_jax.__main__ import main
+
+    assert main([*shlex.split(command)[1:], "--max-new-tokens", "8"]) == 0
+    assert capfd.readouterr().out
 
 
-@pytest.mark.slow
-def test_the_demo_runs_from_start_to_end(tmp_path):
+def test_the_agenda_learns_the_pace(capsys, monkeypatch):
+    clock = iter([0.0, 120.0, 120.0, 150.0])
+    monkeypatch.setattr(demo.time, "monotonic", lambda: next(clock))
+    agenda = demo.Agenda({"a": 60.0, "b": 300.0})
+    with agenda.part("a", "First"):
+        pass
+    with agenda.part("b", "Second"):
+        pass
+    told = capsys.readouterr().out
+    assert "[1/2] First   (about 6 min left)" in told
+    assert "[2/2] Second   (about 10 min left)" in told  # half as fast as planned
+
+
+def test_help_says_how_long_it_takes():
     ran = subprocess.run(
-        [sys.executable, "-m", "launch.demo", "--max-new-tokens", "4"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
+        [sys.executable, "-m", "launch.demo", "--help"], cwd=ROOT, capture_output=True, text=True
     )
-    assert ran.returncode == 0, ran.stderr
-    assert (tmp_path / "runs/demo/clip.mp4").is_file()
-    assert "block 1 at generated position 0: trigger, 40 states fed back, stop" in ran.stdout
-    assert "This model is random" in ran.stdout
+    assert ran.returncode == 0 and "--quick" in ran.stdout and "two cores" in ran.stdout

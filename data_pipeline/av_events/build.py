@@ -4,7 +4,7 @@
         clips/            SPLIT-00000.mp4 ...
         av_events/1.0.0/  TFDS dataset, ArrayRecord files: clip, its hash, timeline, timed captions,
                           questions; written and read without TensorFlow
-        pictures.jsonl    what is seen in clips of one thing
+        pictures.jsonl    what is seen in clips of one thing; questions of words alone
         glimpses.jsonl    what is seen and heard in clips of two or three moments
         lists.jsonl       lists of what is seen and heard in the training clips
         train.jsonl       trajectories with latent blocks; test.jsonl, novel.jsonl the same
@@ -37,7 +37,7 @@ import tqdm
 from data_pipeline import records
 from data_pipeline.av_events.captions import captions, lists
 from data_pipeline.av_events.check import require_both, require_no_leak, single_modality
-from data_pipeline.av_events.questions import Question, ask
+from data_pipeline.av_events.questions import Question, ask, find_option
 from data_pipeline.av_events.render import render
 from data_pipeline.av_events.world import Dial, Kind, Timeline, draw_timeline
 from data_pipeline.shards import write_text
@@ -260,7 +260,7 @@ def _texts(path: Path) -> Iterator[str]:
 
 
 def _list_samples(world: World, split: str) -> list[dict[str, Any]]:
-    """Of every clip a list of every kind."""
+    """Of every clip a list of every kind; beside every picture a question of words alone."""
     lines = []
     for number in range(world.clips[SPLITS.index(split)]):
         timeline, _ = world.draw(split, number)
@@ -274,6 +274,8 @@ def _list_samples(world: World, split: str) -> list[dict[str, Any]]:
             }
             for kind, (request, answer) in lists(rng, timeline).items()
         ]
+        if split == "pictures":
+            lines.append({"id": f"{split}-{number:05d}-option", **find_option(rng)})
     return lines
 
 

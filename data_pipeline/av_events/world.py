@@ -83,6 +83,10 @@ class Sound:
 
 
 SOUNDS = tuple(itertools.starmap(Sound, itertools.product(VOICES, PITCHES, RHYTHMS)))
+# What training shows: everything that is not novel; of things, the names alone.
+KNOWN_SOUNDS = tuple(sound for sound in SOUNDS if not sound.is_novel)
+_NAMED = (Thing(*name, "", "") for name in itertools.product(COLOURS, SHAPES))
+KNOWN_THINGS = tuple(thing for thing in _NAMED if not thing.is_novel)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,23 +228,25 @@ def draw_timeline(
 def _draw_short(rng, dial, kind):
     """Everything drawn evenly, but things and sounds of a clip differ."""
     count = 1 if kind == "picture" else int(rng.integers(2, 4))
-    names = [(c, s) for c, s in itertools.product(COLOURS, SHAPES)]
-    names = [name for name in names if not Thing(*name, "", "").is_novel]
     sounds: list[Sound | None] = [None]
     if kind == "glimpse":
         sounds = _draw_sounds(rng, count, novel=False)
-    moments = []
-    for i, (which, sound) in enumerate(zip(rng.permutation(len(names)), sounds, strict=False)):
-        thing = Thing(*names[which], str(rng.choice(PLACES)), str(rng.choice(MOTIONS)))
+    moments, order = [], rng.permutation(len(KNOWN_THINGS))
+    for i, (which, sound) in enumerate(zip(order, sounds, strict=False)):
+        thing = dataclasses.replace(
+            KNOWN_THINGS[which], place=str(rng.choice(PLACES)), motion=str(rng.choice(MOTIONS))
+        )
         span = (i * dial.seconds, (i + 1) * dial.seconds)
         moments.append(Moment(*span, thing, sound, span, rng.random() < _COVERED_SHARE))
     return Timeline(kind, tuple(moments), count * dial.seconds, dial.distractors)
 
 
 def _draw_sounds(rng, count, novel):
-    common = [s for s in SOUNDS if not s.is_novel]
     rare = [s for s in SOUNDS if s.is_novel] if novel else []
-    chosen = [*rare, *(common[i] for i in rng.permutation(len(common))[: count - len(rare)])]
+    chosen = [
+        *rare,
+        *(KNOWN_SOUNDS[i] for i in rng.permutation(len(KNOWN_SOUNDS))[: count - len(rare)]),
+    ]
     return [chosen[i] for i in rng.permutation(count)]
 
 

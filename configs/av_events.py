@@ -1,7 +1,7 @@
-"""A model from nothing for the world of `latentomni data av-events`, in four stages on a CPU.
+"""A model from nothing for the world of `latentomni data av-events`, in five stages on a CPU.
 
     latentomni data av-events --out events
-    for NAME in pictures glimpses lists train; do
+    for NAME in words pictures glimpses lists train; do
       latentomni data cache --data events/$NAME.jsonl --out events-cache/$NAME \\
         --video-min-pixels 3136 --video-max-pixels 3136
     done
@@ -12,15 +12,15 @@
     latentomni train --config configs/av_events.py:latentomni --workdir runs/latentomni \\
       --set data.cache=events-cache/train --set model.directory=runs/lists/model
 
-"pictures" learns to see and to read options, "glimpses" to hear and what goes with what in clips of
-two or three moments, "lists" the same in whole clips; "latentomni" then learns to reason with
-latents. Written for the easy dial: clips of six seconds.
+"words" learns to copy and to look up, "pictures" to see, "glimpses" to hear and what goes with what
+in clips of two or three moments, "lists" the same in whole clips; "latentomni" then learns to
+reason with latents. Written for the easy dial: clips of six seconds.
 """
 
 from configs.tiny import get_config as tiny
 from latentomni_jax.layout import InputError
 
-STAGES = ("pictures", "glimpses", "lists", "latentomni")
+STAGES = ("words", "pictures", "glimpses", "lists", "latentomni")
 
 
 def get_config(name):
@@ -32,12 +32,12 @@ def get_config(name):
     c.model.frozen = ()
     c.checkpoint.every = 500
     c.optimizer.learning_rate = 1e-3
-    if name == "pictures":
-        c.shapes = (
-            dict(tokens=40, targets=8, blocks=0, frames=2, patches=64),
-            dict(tokens=80, targets=8, blocks=0),  # words alone
-        )
-        c.optimizer.steps = 900
+    if name == "words":
+        c.shapes = (dict(tokens=80, targets=32, blocks=0),)
+        c.optimizer.steps = 600
+    elif name == "pictures":
+        c.shapes = (dict(tokens=40, targets=8, blocks=0, frames=2, patches=64),)
+        c.optimizer.steps = 500
     elif name == "glimpses":
         c.shapes = (
             dict(tokens=112, targets=24, blocks=0, frames=2, patches=64, chunks=2),

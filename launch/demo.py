@@ -4,7 +4,7 @@
     python -m launch.demo --quick        about three: a smaller set, and a model that learned little
 
 A million parameters learn a drawn world of sights and sounds from nothing, through every part of
-the real system: mp4 files, feature cache, three stages of training, decoding with latent blocks.
+the real system: mp4 files, feature cache, five stages of training, decoding with latent blocks.
 Run it from the repository's root; `bash launch/demo.sh` also installs what it needs. Interrupted,
 it goes on where it was.
 """
@@ -40,7 +40,13 @@ from latentomni_jax.train.loop import Trainer
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "av_events.py")
 # Stages of training, and the data of each.
-STAGES = {"pictures": "pictures", "glimpses": "glimpses", "lists": "lists", "latentomni": "train"}
+STAGES = {
+    "words": "words",
+    "pictures": "pictures",
+    "glimpses": "glimpses",
+    "lists": "lists",
+    "latentomni": "train",
+}
 VIEWS: dict[View, str] = {
     "both": "whole clip",
     "video": "pictures only",
@@ -64,11 +70,12 @@ class Scale:
 FULL = Scale(
     1000,
     400,
-    {"pictures": 900, "glimpses": 600, "lists": 500, "latentomni": 600},
+    {"words": 600, "pictures": 500, "glimpses": 600, "lists": 500, "latentomni": 600},
     {
         "set": 66,
         "cache": 90,
-        "pictures": 65,
+        "words": 45,
+        "pictures": 40,
         "glimpses": 110,
         "lists": 175,
         "latentomni": 250,
@@ -78,10 +85,11 @@ FULL = Scale(
 QUICK = Scale(
     150,
     120,
-    {"pictures": 100, "glimpses": 60, "lists": 40, "latentomni": 60},
+    {"words": 100, "pictures": 100, "glimpses": 60, "lists": 40, "latentomni": 60},
     {
         "set": 15,
         "cache": 15,
+        "words": 15,
         "pictures": 12,
         "glimpses": 20,
         "lists": 25,
@@ -150,7 +158,8 @@ def main() -> None:
 
 
 TITLES = {
-    "pictures": "From nothing: what things look like",
+    "words": "From nothing: to copy names, and to find them",
+    "pictures": "What things look like",
     "glimpses": "What sounds are like, and what goes with what",
     "lists": "Finding it all in whole clips",
     "latentomni": "Reasoning with latents",

@@ -1,13 +1,17 @@
 """The demo: from an empty folder to answers and a page, on the smallest set that has everything."""
 
+import contextlib
+import io
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from latentomni_jax.__main__ import main
 from launch import demo
 
 ROOT = Path(__file__).parents[1]
@@ -27,9 +31,6 @@ def ran(tmp_path_factory):
     patch.setattr(demo, "QUICK", SMALL)
     patch.setattr(sys, "argv", ["demo", "--quick", "--out", str(out)])
     patch.chdir(ROOT)
-    import contextlib
-    import io
-
     told = io.StringIO()
     with contextlib.redirect_stdout(told):
         demo.main()
@@ -66,10 +67,6 @@ def test_the_page_has_all_sections(ran):
 def test_its_last_words_are_a_command_that_works(ran, capfd):
     _, told = ran
     command = told[told.index("latentomni answer") :].replace("\\\n", " ")
-    import shlex
-
-    from latentomni_jax.__main__ import main
-
     assert main([*shlex.split(command)[1:], "--max-new-tokens", "8"]) == 0
     assert capfd.readouterr().out
 

@@ -4,7 +4,8 @@
         clips/            SPLIT-00000.mp4 ...
         av_events/1.0.0/  TFDS dataset, ArrayRecord files: clip, its hash, timeline, timed captions,
                           questions; written and read without TensorFlow
-        pictures.jsonl    what is seen in clips of one thing; questions of words alone
+        words.jsonl       exercises in words alone
+        pictures.jsonl    what is seen in clips of one thing
         glimpses.jsonl    what is seen and heard in clips of two or three moments
         lists.jsonl       lists of what is seen and heard in the training clips
         train.jsonl       trajectories with latent blocks; test.jsonl, novel.jsonl the same
@@ -37,8 +38,9 @@ import tqdm
 from data_pipeline import records
 from data_pipeline.av_events.captions import captions, lists
 from data_pipeline.av_events.check import require_both, require_no_leak, single_modality
-from data_pipeline.av_events.questions import Question, ask, find_option
+from data_pipeline.av_events.questions import Question, ask
 from data_pipeline.av_events.render import render
+from data_pipeline.av_events.words import exercises
 from data_pipeline.av_events.world import Dial, Kind, Timeline, draw_timeline
 from data_pipeline.shards import write_text
 from data_pipeline.trajectories import PAIR
@@ -49,12 +51,8 @@ from latentomni_jax.media.text import train_sentencepiece
 
 FORMAT = 1
 SPLITS = ("train", "test", "novel", "pictures", "glimpses")
-TRAINING = (
-    "pictures",
-    "glimpses",
-    "lists",
-    "train",
-)  # what a model from nothing learns from, in this order
+# What a model from nothing learns from, in this order.
+TRAINING = ("words", "pictures", "glimpses", "lists", "train")
 _SHARES = (0.72, 0.14, 0.14)
 _SHORT = 2  # pictures, and glimpses, for every clip of "train"
 _MEASURED = 600  # clips on which a guess is fitted, and as many on which it is measured
@@ -244,6 +242,7 @@ def _write_lines(out: Path, world: World) -> None:
         _write_jsonl(out / f"{split}.jsonl", lines)
     for name, split in (("pictures", "pictures"), ("glimpses", "glimpses"), ("lists", "train")):
         _write_jsonl(out / f"{name}.jsonl", _list_samples(world, split))
+    _write_jsonl(out / "words.jsonl", _word_samples(world))
     texts = itertools.chain.from_iterable(_texts(out / f"{name}.jsonl") for name in TRAINING)
     train_sentencepiece(texts, out / "tokenizer", vocab_size=_PIECES)
 
@@ -260,7 +259,7 @@ def _texts(path: Path) -> Iterator[str]:
 
 
 def _list_samples(world: World, split: str) -> list[dict[str, Any]]:
-    """Of every clip a list of every kind; beside every picture a question of words alone."""
+    """Of every clip a list of every kind."""
     lines = []
     for number in range(world.clips[SPLITS.index(split)]):
         timeline, _ = world.draw(split, number)
@@ -274,8 +273,18 @@ def _list_samples(world: World, split: str) -> list[dict[str, Any]]:
             }
             for kind, (request, answer) in lists(rng, timeline).items()
         ]
-        if split == "pictures":
-            lines.append({"id": f"{split}-{number:05d}-option", **find_option(rng)})
+    return lines
+
+
+def _word_samples(world: World) -> list[dict[str, Any]]:
+    """As many of every kind as there are pictures."""
+    lines = []
+    for number in range(world.clips[SPLITS.index("pictures")]):
+        rng = np.random.default_rng([world.seed, len(SPLITS) + 1, number])
+        lines += [
+            {"id": f"words-{number:05d}-{kind}", **sample}
+            for kind, sample in exercises(rng).items()
+        ]
     return lines
 
 

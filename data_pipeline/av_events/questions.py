@@ -17,8 +17,6 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.av_events.world import (
-    KNOWN_SOUNDS,
-    KNOWN_THINGS,
     MOTIONS,
     PLACES,
     RELATIONS,
@@ -208,22 +206,6 @@ TYPES = ("alignment", "sequence", "context", "comparative", "inference", "reason
 def _clear(timeline: Timeline) -> list[Moment]:
     """Moments with both a thing and a sound."""
     return [m for m in timeline.moments if m.thing is not None and m.sound is not None]
-
-
-def find_option(rng: np.random.Generator) -> dict[str, Any]:
-    """A question of words alone, as a sample: to learn what options and their letters are."""
-    names = (
-        [thing.name for thing in KNOWN_THINGS]
-        if rng.random() < 0.5
-        else [sound.name for sound in KNOWN_SOUNDS]
-    )
-    options = [names[i] for i in rng.permutation(len(names))[:NUM_OPTIONS]]
-    answer = int(rng.integers(NUM_OPTIONS))
-    return {
-        "question": f"Which one is the {options[answer]}?",
-        "choices": options,
-        "answer": f"\\boxed{{{LETTERS[answer]}}}",
-    }
 
 
 def _question(

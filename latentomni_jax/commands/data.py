@@ -55,7 +55,8 @@ What is written:
                           things and sounds that the others never have
   train.jsonl, test.jsonl, novel.jsonl
                           questions, options, reasoning with latent blocks, answers
-  pictures.jsonl          what short clips show: a model from nothing learns to see,
+  words.jsonl             exercises in words: a model from nothing learns to copy and look up,
+  pictures.jsonl          what short clips show: to see,
   glimpses.jsonl          what is seen and heard in clips of two or three moments: to hear,
   lists.jsonl             all that is in a training clip: and to find things
   tokenizer               for a model from nothing, trained on these texts

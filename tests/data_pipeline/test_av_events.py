@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from data_pipeline.av_events import build, captions, questions
+from data_pipeline.av_events import build, captions, questions, words
 from data_pipeline.av_events.check import require_both, require_no_leak, single_modality
 from data_pipeline.av_events.render import FPS, RATE, SIDE, pictures, samples
 from data_pipeline.av_events.world import COLOURS, DIALS, Dial, Timeline, draw_timeline, relation
@@ -184,13 +184,14 @@ def test_the_set_is_what_was_drawn(made, world):
             assert abs(clip.duration - timeline.seconds) < 0.1 and clip.audio is not None
             heard = [start for start, _, _ in record["captions"]["audio"]]
             assert heard == [m.heard[0] for m in timeline.moments if m.sound]
-    for name, kinds in (("pictures", 2), ("glimpses", 3), ("lists", 5)):
+    for name, kinds in (("pictures", 1), ("glimpses", 3), ("lists", 5)):
         split = "train" if name == "lists" else name
         learned, problems = read_jsonl(made / f"{name}.jsonl")
         assert not problems and not any(t.segments for t in learned)
         assert len(learned) == kinds * world.clips[build.SPLITS.index(split)]
-        shown = {t.path.split("/")[1].split("-")[0] for t in learned if t.path}
-        assert shown == {split}
+        assert {t.path.split("/")[1].split("-")[0] for t in learned} == {split}
+    alone, problems = read_jsonl(made / "words.jsonl")
+    assert not problems and len(alone) == 60 and not any(t.path for t in alone)
     tokenizer = load_tokenizer(made / "tokenizer")
     text = "I listen for the steady low tone. The red disc is seen."
     assert tokenizer.decode(ids := tokenizer.encode(text)) == text and len(ids) < 18
@@ -228,15 +229,21 @@ def test_lists_say_what_is_true():
     assert len(set(orders)) > 1
 
 
-def test_questions_of_words_alone_have_one_right_option():
-    letters = []
-    for seed in range(60):
-        sample = questions.find_option(np.random.default_rng(seed))
-        right = [i for i, o in enumerate(sample["choices"]) if f"the {o}?" in sample["question"]]
-        letters += [questions.LETTERS[i] for i in right]
-        assert len(right) == 1 and sample["answer"] == f"\\boxed{{{letters[-1]}}}"
-        assert len(set(sample["choices"])) == 4
-    assert set(letters) == set("ABCD")
+def test_exercises_in_words_are_right():
+    letters = set()
+    for seed in range(40):
+        made = words.exercises(np.random.default_rng(seed))
+        repeat, recall, option = (made[kind] for kind in ("repeat", "recall", "option"))
+        assert repeat["question"] == f"Say again: {repeat['answer']}"
+        given = [set(p.split(", ")) for p in recall["question"][20:-1].split("; ")]
+        found = [set(p.split(": ")) for p in recall["answer"][:-1].split("; ")]
+        assert len(found) == 4 and all(pair in given for pair in found)
+        right = [i for i, o in enumerate(option["choices"]) if f"the {o}?" in option["question"]]
+        assert len(right) == 1 and len(set(option["choices"])) == 4
+        letter = questions.LETTERS[right[0]]
+        assert option["answer"] == f"The {option['choices'][right[0]]}.\n\\boxed{{{letter}}}"
+        letters.add(letter)
+    assert letters == set("ABCD")
 
 
 def test_a_picture_is_silent_and_what_short_clips_show_is_never_novel():

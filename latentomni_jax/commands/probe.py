@@ -9,8 +9,11 @@ import pathlib
 import sys
 
 EPILOG = """\
-example:
+examples:
   latentomni probe --model runs/demo/latentomni/model --data runs/demo/events/test.jsonl
+
+  more questions, and other slot counts:
+    latentomni probe --model DIR --data FILE --questions 400 --slots 10 30
 
 Every row answers the same questions; what changes are the latent states alone:
   own                what the model makes itself; all other rows are compared with it

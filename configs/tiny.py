@@ -18,8 +18,8 @@ def get_config():
     c.data.tiny = True
     c.shapes = (
         dict(
-            tokens=384, targets=64, blocks=2, frames=10, patches=64, chunks=6,
-            visual_anchors=64, audio_anchors=100,
+            tokens=320, targets=32, blocks=2, frames=4, segment_frames=6, patches=64, chunks=3,
+            segment_chunks=3, visual_anchors=64, audio_anchors=100,
         ),
     )  # fmt: skip
     c.optimizer.steps = 200

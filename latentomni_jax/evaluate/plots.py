@@ -99,7 +99,7 @@ def accuracies(scores: Mapping[str, Mapping[str, Score]], chance: float) -> str:
     figure, axis = _pyplot().subplots(figsize=(_WIDTH, 3.0), layout="constrained")
     wide = 0.8 / len(scores)
     for i, (name, by_type) in enumerate(scores.items()):
-        values = [100 * by_type[type].accuracy for type in types]
+        values = [100 * by_type[type].accuracy if type in by_type else 0.0 for type in types]
         places = np.arange(len(types)) + (i - (len(scores) - 1) / 2) * wide
         bars = axis.bar(places, values, wide, label=name, color=_COLOURS[i % len(_COLOURS)])
         axis.bar_label(bars, fmt="%.0f", fontsize=7)

@@ -149,7 +149,7 @@ def score_section(scores: Mapping[str, Mapping[str, Score]], chance: float) -> s
     head = "".join(f"<th>{html.escape(type)}</th>" for type in types)
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td>"
-        + "".join(f"<td>{by_type[t].right}/{by_type[t].asked}</td>" for t in types)
+        + "".join(f"<td>{_counts(by_type.get(t))}</td>" for t in types)
         + f"<td>{by_type['all'].p_value:.1e}</td></tr>"
         for name, by_type in scores.items()
     )
@@ -157,6 +157,10 @@ def score_section(scores: Mapping[str, Mapping[str, Score]], chance: float) -> s
         picture(plots.accuracies(scores, chance), "accuracy by type of question")
         + f"<table><tr><th>given</th>{head}<th>p(chance)</th></tr>{rows}</table>"
     )
+
+
+def _counts(score: Score | None) -> str:
+    return "-" if score is None else f"{score.right}/{score.asked}"
 
 
 def summary_table(rows: Mapping[str, str]) -> str:

@@ -19,6 +19,7 @@ from latentomni_jax.latent.objective import count
 from latentomni_jax.latent.trajectory import lay_out
 from latentomni_jax.layout import (
     AudioPart,
+    BatchShape,
     InputError,
     LatentPart,
     Role,
@@ -305,4 +306,4 @@ def test_padding_and_batch_mates_change_nothing_of_a_row():
     assert not empty.lengths and not empty.target_weights.any() and not empty.roles.any()
     for media in (empty.prompt, empty.segments):
         assert not media.patch_lengths.any() and not media.mel_lengths.any()
-    assert [float(n) for n in count(SPEC, alone)] == [0, 0, 0]
+    assert [float(n) for n in count(SPEC, alone)] == [0, 0, 0, 0]

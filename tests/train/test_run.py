@@ -80,8 +80,8 @@ def test_what_cannot_be_used_is_counted_and_named(small_config, tiny_cache, tmp_
     shape = dict(tight.shapes[0]) | {"tokens": 300}
     tight.shapes = (shape,)
     trainer = Trainer(tight, tmp_path / "skip")
-    assert trainer.feed.counts()["over-long"] == 5
-    assert "tokens 339 > 300" in trainer.feed.summary()
+    assert trainer.feed.counts()["over-long"] == 4
+    assert "tokens 308 > 300" in trainer.feed.summary()
     assert trainer.train().step == 1
     tight.data.on_misfit = "fail"
     with pytest.raises(InputError, match="over-long"):

@@ -5,8 +5,12 @@
       latentomni data cache --data events/$NAME.jsonl --out events-cache/$NAME \\
         --video-min-pixels 3136 --video-max-pixels 3136
     done
+    latentomni train --config configs/av_events.py:words --workdir runs/words \\
+      --set data.cache=events-cache/words --set model.tokenizer=events/tokenizer
+    latentomni train --config configs/av_events.py:pictures --workdir runs/pictures \\
+      --set data.cache=events-cache/pictures --set model.directory=runs/words/model
     latentomni train --config configs/av_events.py:glimpses --workdir runs/glimpses \\
-      --set data.cache=events-cache/glimpses --set model.tokenizer=events/tokenizer
+      --set data.cache=events-cache/glimpses --set model.directory=runs/pictures/model
     latentomni train --config configs/av_events.py:lists --workdir runs/lists \\
       --set data.cache=events-cache/lists --set model.directory=runs/glimpses/model
     latentomni train --config configs/av_events.py:latentomni --workdir runs/latentomni \\

@@ -49,6 +49,7 @@ class LatentSpec:
       ospe_apply: where the timestamps act, method section 3.
       flow: "open" is causal; with "bottleneck", from a row's first trigger on, only triggers and
         latent slots look at the prompt's video and audio (method section 7).
+      is_trained: the rows of trigger and stop have been trained; further training keeps them.
     """
 
     num_visual: int = 32
@@ -60,6 +61,7 @@ class LatentSpec:
     ospe_base: float = 1e6
     ospe_apply: Literal["feature", "position", "both", "none"] = "feature"
     flow: Literal["open", "bottleneck"] = "open"
+    is_trained: bool = False
 
     def __post_init__(self):
         if self.num_visual < 0 or self.num_audio < 0:

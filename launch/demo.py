@@ -25,7 +25,7 @@ from pathlib import Path
 
 import tqdm
 
-from data_pipeline.av_events import build
+from data_pipeline.av_events import build, samples
 from data_pipeline.av_events.render import CACHE_OPTIONS
 from data_pipeline.av_events.world import DIALS
 from data_pipeline.cache import TRAINING_SPEC, build_cache
@@ -171,9 +171,9 @@ TITLES = {
 
 def make_world(out: Path, scale: Scale, dial: str, seed: int):
     """Clips, their truth and their questions; and how far one modality alone would get."""
-    world = build.World.of(scale.clips, seed, DIALS[dial])
+    world = samples.World.of(scale.clips, seed, DIALS[dial])
     guesses = build.make_set(out / "events", world, workers=os.cpu_count() or 1)
-    counts = ", ".join(f"{n} {name}" for name, n in zip(build.SPLITS, world.clips, strict=True))
+    counts = ", ".join(f"{n} {name}" for name, n in zip(samples.SPLITS, world.clips, strict=True))
     print(f"clips     {counts}")
     print(f"dial      {dial}: {dataclasses.asdict(world.dial)}")
     print(f"alone     best learned guess {guess_line(guesses)} (chance 25%)")
@@ -186,7 +186,7 @@ def guess_line(guesses: dict[str, dict[str, float]]) -> str:
 
 def make_caches(out: Path) -> None:
     spec = dataclasses.replace(TRAINING_SPEC, **CACHE_OPTIONS)
-    for name in build.TRAINING:
+    for name in samples.TRAINING:
         target = out / "cache" / name
         if not (target / "meta.json").is_file():
             data = out / "events" / f"{name}.jsonl"

@@ -22,11 +22,9 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import multiprocessing
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,59 +34,22 @@ import numpy as np
 import tqdm
 
 from data_pipeline import records
-from data_pipeline.av_events.captions import captions, lists
+from data_pipeline.av_events.captions import captions
 from data_pipeline.av_events.check import require_both, require_no_leak, single_modality
-from data_pipeline.av_events.questions import Question, ask
 from data_pipeline.av_events.render import render
-from data_pipeline.av_events.words import exercises
-from data_pipeline.av_events.world import Dial, Kind, Timeline, draw_timeline
+from data_pipeline.av_events.samples import (
+    CHECK_SEED,
+    FORMAT,
+    SPLITS,
+    World,
+    clip_path,
+    write_samples,
+)
+from data_pipeline.av_events.world import Dial, Timeline
 from data_pipeline.shards import write_text
-from data_pipeline.trajectories import PAIR
 from latentomni_jax.layout import InputError
-from latentomni_jax.media.chat import BUILT_IN_TEMPLATE, chat_prompt
-from latentomni_jax.media.processor import with_choices
-from latentomni_jax.media.text import train_sentencepiece
 
-FORMAT = 1
-SPLITS = ("train", "test", "novel", "pictures", "glimpses")
-# What a model from nothing learns from, in this order.
-TRAINING = ("words", "pictures", "glimpses", "lists", "train")
-_SHARES = (0.72, 0.14, 0.14)
-_SHORT = 2  # pictures, and glimpses, for every clip of "train"
 _MEASURED = 600  # clips on which a guess is fitted, and as many on which it is measured
-_PIECES = 640  # of the tokenizer: a word of this world is mostly one
-_CHECK_SEED = 1 << 32  # no set's seed
-
-
-@dataclasses.dataclass(frozen=True)
-class World:
-    """What makes a set. Attributes: clips: of each of `SPLITS`."""
-
-    dial: Dial
-    seed: int
-    clips: tuple[int, int, int, int, int]
-
-    @classmethod
-    def of(cls, clips: int, seed: int, dial: Dial) -> World:
-        """A world of so many clips with questions."""
-        if clips < 10:
-            raise InputError(f"a set has at least 10 clips, got {clips}")
-        if not 0 <= seed < _CHECK_SEED:
-            raise InputError(f"a seed lies in 0 .. 2^32 - 1, got {seed}")
-        test, novel = (round(clips * share) for share in _SHARES[1:])
-        train = clips - test - novel
-        return cls(dial, seed, (train, test, novel, _SHORT * train, _SHORT * train))
-
-    def draw(self, split: str, number: int) -> tuple[Timeline, list[Question]]:
-        """The truth of a clip, and the questions about it."""
-        rng = np.random.default_rng([self.seed, SPLITS.index(split), number])
-        kinds: dict[str, Kind] = {"pictures": "picture", "glimpses": "glimpse"}
-        kind = kinds.get(split, "covered" if number % 2 else "plain")
-        timeline = draw_timeline(rng, self.dial, kind, novel=split == "novel")
-        return timeline, ask(rng, timeline)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"format": FORMAT} | json.loads(json.dumps(dataclasses.asdict(self)))
 
 
 def make_set(
@@ -113,7 +74,7 @@ def make_set(
     require_both(guesses, 3 * _MEASURED)  # two clips have six questions
     jobs = [(split, i) for split, n in zip(SPLITS, world.clips, strict=True) for i in range(n)]
     _render_all(out, world, jobs, workers, progress)
-    _write_lines(out, world)
+    write_samples(out, world)
     if not (dataset_directory(out) / "dataset_info.json").is_file():
         records.tensorflow_datasets().disable_progress_bar()
         builder = _builder_class()(data_dir=str(out), file_format="array_record", out=out)
@@ -124,7 +85,7 @@ def make_set(
 
 def measure(world: World) -> dict[str, dict[str, float]]:
     """How well a learned guess from one modality answers questions of such a world."""
-    fresh = dataclasses.replace(world, seed=_CHECK_SEED + world.seed)
+    fresh = dataclasses.replace(world, seed=CHECK_SEED + world.seed)
     items = []
     for number in range(2 * _MEASURED):
         timeline, questions = fresh.draw("test", number)
@@ -221,75 +182,6 @@ def _render_one(out: Path, world: World, job: tuple[str, int]) -> None:
     # Not the seed of the truth: what means nothing must not be able to tell.
     render(partial, timeline, int(_hash(f"{world.seed} {split} {number}".encode())[:12], 16))
     os.replace(partial, path)
-
-
-def clip_path(split: str, number: int) -> str:
-    """Of a clip, within the set."""
-    return f"clips/{split}-{number:05d}.mp4"
-
-
-def _write_lines(out: Path, world: World) -> None:
-    for split, count in zip(SPLITS[:3], world.clips, strict=False):
-        lines = []
-        for number in range(count):
-            _, questions = world.draw(split, number)
-            lines += [
-                question.to_sample(
-                    f"{split}-{number:05d}-{question.type}", clip_path(split, number)
-                )
-                for question in questions
-            ]
-        _write_jsonl(out / f"{split}.jsonl", lines)
-    for name, split in (("pictures", "pictures"), ("glimpses", "glimpses"), ("lists", "train")):
-        _write_jsonl(out / f"{name}.jsonl", _list_samples(world, split))
-    _write_jsonl(out / "words.jsonl", _word_samples(world))
-    texts = itertools.chain.from_iterable(_texts(out / f"{name}.jsonl") for name in TRAINING)
-    train_sentencepiece(texts, out / "tokenizer", vocab_size=_PIECES)
-
-
-def _texts(path: Path) -> Iterator[str]:
-    """What a model reads and writes in the samples of a file."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        sample = json.loads(line)
-        question = with_choices(sample["question"], sample.get("choices", ()))
-        chat = chat_prompt([{"role": "user", "content": question}], BUILT_IN_TEMPLATE)
-        yield from re.split(r"<\|\w+\|>", chat)
-        yield from sample.get("reasoning", "").split(PAIR)
-        yield sample["answer"]
-
-
-def _list_samples(world: World, split: str) -> list[dict[str, Any]]:
-    """Of every clip a list of every kind."""
-    lines = []
-    for number in range(world.clips[SPLITS.index(split)]):
-        timeline, _ = world.draw(split, number)
-        rng = np.random.default_rng([world.seed, len(SPLITS), number])
-        lines += [
-            {
-                "id": f"{split}-{number:05d}-{kind}",
-                "video": clip_path(split, number),
-                "question": request,
-                "answer": answer + ".",
-            }
-            for kind, (request, answer) in lists(rng, timeline).items()
-        ]
-    return lines
-
-
-def _word_samples(world: World) -> list[dict[str, Any]]:
-    """As many of every kind as there are pictures."""
-    lines = []
-    for number in range(world.clips[SPLITS.index("pictures")]):
-        rng = np.random.default_rng([world.seed, len(SPLITS) + 1, number])
-        lines += [
-            {"id": f"words-{number:05d}-{kind}", **sample}
-            for kind, sample in exercises(rng).items()
-        ]
-    return lines
-
-
-def _write_jsonl(path: Path, lines: list[dict[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _hash(data: bytes) -> str:

@@ -249,7 +249,7 @@ def _tiny(args: argparse.Namespace) -> int:
 
 
 def _av_events(args: argparse.Namespace) -> int:
-    from data_pipeline.av_events import build
+    from data_pipeline.av_events import build, samples
     from data_pipeline.av_events.render import CACHE_OPTIONS
     from data_pipeline.av_events.world import DIALS
 
@@ -263,12 +263,12 @@ def _av_events(args: argparse.Namespace) -> int:
     given = {name: value for name, value in given.items() if value is not None}
     dial = dataclasses.replace(DIALS[args.dial], **given)
     started = time.monotonic()
-    world = build.World.of(args.clips, args.seed, dial)
+    world = samples.World.of(args.clips, args.seed, dial)
     guesses = build.make_set(args.out, world, workers=args.workers)
-    counts = ", ".join(f"{n} {s}" for s, n in zip(build.SPLITS, world.clips, strict=True))
+    counts = ", ".join(f"{n} {s}" for s, n in zip(samples.SPLITS, world.clips, strict=True))
     options = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in CACHE_OPTIONS.items())
     print(f"{counts} clips in {time.monotonic() - started:.0f} s to {args.out}; next:")
-    for name in build.TRAINING:
+    for name in samples.TRAINING:
         print(
             f"  latentomni data cache --data {args.out}/{name}.jsonl --out {args.out}-{name}-cache "
             f"{options}"

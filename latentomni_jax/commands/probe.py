@@ -21,7 +21,8 @@ Every row answers the same questions; what changes are the latent states alone:
   other, permuted    the states of another clip's answer; its own in another order of slots
   markers            trigger and stop alone, no slots between them
   off                no latent blocks at all
-  K = n              n slots, shared out between the modalities as in training
+  K = n              n slots, shared out between the modalities as in training; n = 0 is
+                     "markers", and the model's own K is "own"
 
 If these rows are as good as "own", the latents are decoration. gained and lost are questions that
 only this row, or only "own", has right; p is that of an exact McNemar test.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -87,25 +87,10 @@ def answer_all(
     """
     if view not in ("both", "video", "audio", "question"):
         raise InputError(f"view must be both, video, audio or question, got {view!r}")
-    if model.tokenizer is None:
-        raise InputError("this model was made without a tokenizer")
 
     @functools.lru_cache(maxsize=64)  # questions about a clip stand together
-    def read(path: str, kind: str) -> Part:
-        clip = read_clip(root / path, model.media, video=kind != "audio")
-        return clip_part(clip, model.media)
-
-    def prompt(question: Trajectory) -> list[Part]:
-        media = []
-        if question.kind is not None and question.path is not None:
-            media = see_through(read(question.path, question.kind), view)
-        return build_prompt(
-            model.tokenizer,
-            question.question,
-            media,
-            system=question.system,
-            choices=question.choices,
-        )
+    def read(path: Path, kind: str) -> Part:
+        return read_part(model, path, kind)
 
     for start in range(0, len(questions), batch):
         rows = questions[start : start + batch]
@@ -113,9 +98,45 @@ def answer_all(
         if given is not None:
             states = [*given[start : start + batch]]
             options["given"] = states + states[-1:] * (batch - len(rows))
-        generations = model.generate([prompt(row) for row in filled], **options)
+        generations = model.generate(
+            [prompt_of(model, row, root, view=view, read=read) for row in filled], **options
+        )
         for row, generation in zip(rows, generations, strict=False):
             yield score(row, generation)
+
+
+def read_part(model: LatentOmni, path: Path, kind: str) -> Part:
+    """A clip as a model is given it. Raises InputError where it is unreadable."""
+    return clip_part(read_clip(path, model.media, video=kind != "audio"), model.media)
+
+
+def prompt_of(
+    model: LatentOmni,
+    question: Trajectory,
+    root: Path,
+    *,
+    view: View = "both",
+    read: Callable[[Path, str], Part] | None = None,
+) -> list[Part]:
+    """What a model is asked: the clip as far as `view` goes, question and choices.
+
+    Args:
+      root: what the question's path is relative to.
+      read: `read_part` of (path, kind), for whoever keeps clips.
+    """
+    if model.tokenizer is None:
+        raise InputError("this model was made without a tokenizer")
+    read = read or functools.partial(read_part, model)
+    media = []
+    if question.kind is not None and question.path is not None and view != "question":
+        media = see_through(read(root / question.path, question.kind), view)
+    return build_prompt(
+        model.tokenizer,
+        question.question,
+        media,
+        system=question.system,
+        choices=question.choices,
+    )
 
 
 def score(question: Trajectory, generation: Generation) -> Scored:

@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.signal
 
 from latentomni_jax.evaluate.answers import Score
-from latentomni_jax.layout import Clip, InputError
+from latentomni_jax.layout import Clip, InputError, MediaSpec
 
 _WIDTH = 9.0  # inches
+_RATE = MediaSpec.sampling_rate  # of every clip that is read
+_SILENCE = 1e-14  # has no logarithm: power per hertz that is drawn darkest
 _COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#718096")
 
 
@@ -54,7 +57,6 @@ def attention_over_clip(
       num_visual: slots of the K that are visual; they come first.
       cited: the segment that a teacher would cite here.
     """
-    seconds = _seconds(clip)
     num_audio = len(weights[0]) - num_visual
     names = [f"v{i + 1}" for i in range(num_visual)] + [f"a{i + 1}" for i in range(num_audio)]
     figure, axes = _pyplot().subplots(
@@ -63,7 +65,7 @@ def attention_over_clip(
     _draw_clip(axes[:2], clip)
     for axis, cells, title in zip(axes[2:], weights, ("frames", "sound"), strict=True):
         axis.imshow(
-            cells, aspect="auto", cmap="magma", extent=(0, seconds, len(names), 0), vmin=0,
+            cells, aspect="auto", cmap="magma", extent=(0, clip.duration, len(names), 0), vmin=0,
             interpolation="nearest",
         )  # fmt: skip
         axis.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=7)
@@ -99,8 +101,9 @@ def accuracies(scores: Mapping[str, Mapping[str, Score]], chance: float) -> str:
     figure, axis = _pyplot().subplots(figsize=(_WIDTH, 3.0), layout="constrained")
     wide = 0.8 / len(scores)
     for i, (name, by_type) in enumerate(scores.items()):
-        values = [100 * by_type[type].accuracy if type in by_type else 0.0 for type in types]
-        places = np.arange(len(types)) + (i - (len(scores) - 1) / 2) * wide
+        asked = [place for place, type in enumerate(types) if type in by_type]
+        values = [100 * by_type[types[place]].accuracy for place in asked]
+        places = np.array(asked) + (i - (len(scores) - 1) / 2) * wide
         bars = axis.bar(places, values, wide, label=name, color=_COLOURS[i % len(_COLOURS)])
         axis.bar_label(bars, fmt="%.0f", fontsize=7)
     axis.axhline(100 * chance, color="black", linewidth=1, linestyle="--", label="chance")
@@ -115,7 +118,7 @@ def accuracies(scores: Mapping[str, Mapping[str, Score]], chance: float) -> str:
 
 def _draw_clip(axes: Sequence[Any], clip: Clip) -> None:
     pictures, sound = axes
-    seconds = _seconds(clip)
+    seconds = clip.duration
     if clip.frames is not None:
         starts = [*clip.frame_times, seconds]
         for i, frame in enumerate(clip.frames):
@@ -123,14 +126,12 @@ def _draw_clip(axes: Sequence[Any], clip: Clip) -> None:
                 pictures.imshow(frame, extent=(starts[i], starts[i + 1], 0, 1), aspect="auto")
     pictures.set(xlim=(0, seconds), ylim=(0, 1), yticks=[], ylabel="seen")
     if clip.audio is not None:
-        # Silence has no logarithm.
-        sound.specgram(clip.audio + 1e-6, NFFT=512, noverlap=256, Fs=16_000, vmin=-140)
+        hertz, _, power = scipy.signal.spectrogram(clip.audio, _RATE, nperseg=512, noverlap=256)
+        decibel = 10 * np.log10(np.maximum(power, _SILENCE))
+        extent = (0, len(clip.audio) / _RATE, 0, hertz[-1])
+        sound.imshow(decibel, origin="lower", aspect="auto", extent=extent)
         sound.set_ylim(0, 4000)
     sound.set(xlim=(0, seconds), ylabel="heard, Hz")
-
-
-def _seconds(clip: Clip) -> float:
-    return clip.duration
 
 
 def _pyplot() -> Any:

@@ -15,12 +15,11 @@ from pathlib import Path
 from data_pipeline.shards import write_text
 from data_pipeline.trajectories import Trajectory
 from latentomni_jax.evaluate import plots
-from latentomni_jax.evaluate.answers import Score
+from latentomni_jax.evaluate.answers import Score, prompt_of
 from latentomni_jax.evaluate.attention import over_clip
 from latentomni_jax.evaluate.replay import replay
-from latentomni_jax.layout import Part
+from latentomni_jax.layout import InputError, Part
 from latentomni_jax.media.extract import extract_answer
-from latentomni_jax.media.processor import build_prompt, clip_part
 from latentomni_jax.media.video import read_clip
 from latentomni_jax.model import Generation, LatentOmni
 
@@ -54,11 +53,11 @@ class Shown:
     @classmethod
     def ask(cls, model: LatentOmni, question: Trajectory, root: Path, **options) -> Shown:
         """Asks a model; options as in `LatentOmni.generate`. Raises InputError."""
-        assert question.path is not None and model.tokenizer is not None
-        path = root / question.path
-        part = clip_part(read_clip(path, model.media), model.media)
-        prompt = build_prompt(model.tokenizer, question.question, [part], choices=question.choices)
-        return cls(question, path, prompt, model.generate([prompt], **options)[0])
+        if question.kind != "video" or question.path is None:
+            raise InputError(f"question {question.id} has no video to show")
+        prompt = prompt_of(model, question, root)
+        generation = model.generate([prompt], **options)[0]
+        return cls(question, root / question.path, prompt, generation)
 
 
 def page(title: str, sections: Sequence[tuple[str, str]]) -> str:

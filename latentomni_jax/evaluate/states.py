@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from latentomni_jax.backbone.types import Array
-from latentomni_jax.evaluate.answers import Scored
+from latentomni_jax.evaluate.answers import Scored, prompt_of
 from latentomni_jax.evaluate.attention import shares
 from latentomni_jax.evaluate.replay import replay
 from latentomni_jax.latent import losses
@@ -19,7 +19,7 @@ from latentomni_jax.latent.decode import latent_input
 from latentomni_jax.latent.sync import latent_moments
 from latentomni_jax.latent.trajectory import collate
 from latentomni_jax.layout import Part, Role
-from latentomni_jax.media.processor import build_prompt, clip_part
+from latentomni_jax.media.processor import clip_part
 from latentomni_jax.media.video import read_segments
 from latentomni_jax.model import LatentOmni
 
@@ -113,14 +113,7 @@ def _distances(visual, audio):
 def _attention(model, answers, root, attended):
     looks = []
     for answer in [a for a in answers if len(a.generation.latents)][:attended]:
-        question = answer.question
-        clip, _ = read_segments(root / question.path, model.media, ())
-        media = [clip_part(clip, model.media)]
-        prompt = build_prompt(
-            model.tokenizer, question.question, media,
-            system=question.system, choices=question.choices,
-        )  # fmt: skip
-        row = replay(model, prompt, answer.generation)
+        row = replay(model, prompt_of(model, answer.question, root), answer.generation)
         stops = np.flatnonzero(row.roles == Role.STOP)
         if len(stops) and stops[-1] + 1 < len(row.roles):
             looks.append(shares(model, row, range(stops[-1] + 1, len(row.roles))))

@@ -53,13 +53,7 @@ def forward(
     fed: Float[Array, "B N num_latents D"],
 ) -> tuple[Float[Array, "B S D"], Float[Array, "B N num_latents D"]]:
     """One pass with the states `fed` in the slots: hidden states, and the states z it produces."""
-    hidden, _ = thinker.apply(
-        {"params": params},
-        place_states(spec, batch, embeds, fed),
-        batch.position_ids,
-        hidden=flow_mask(spec, batch.roles),
-        method="decode",
-    )
+    hidden, _ = _decode(thinker, spec, params, batch, embeds, fed)
     return hidden, produced(spec, batch, hidden)
 
 
@@ -72,17 +66,24 @@ def forward_with_middle(
     fed: Float[Array, "B N num_latents D"],
 ) -> tuple[Float[Array, "B S D"], Float[Array, "B N num_latents D"], Float[Array, "B S D"]]:
     """As `forward`, and what the middle layer puts out."""
-    (hidden, _), kept = thinker.apply(
-        {"params": params},
-        place_states(spec, batch, embeds, fed),
-        batch.position_ids,
-        hidden=flow_mask(spec, batch.roles),
-        method="decode",
-        mutable=["intermediates"],
+    (hidden, _), kept = _decode(
+        thinker, spec, params, batch, embeds, fed, mutable=["intermediates"]
     )
     middle = thinker.config.text.num_layers // 2 - 1
     (layers,) = kept["intermediates"]["text"]["layers"]["out"]
     return hidden, produced(spec, batch, hidden), layers[middle]
+
+
+def _decode(thinker, spec, params, batch, embeds, fed, *cache, **options):
+    return thinker.apply(
+        {"params": params},
+        place_states(spec, batch, embeds, fed),
+        batch.position_ids,
+        *cache,
+        hidden=flow_mask(spec, batch.roles),
+        method="decode",
+        **options,
+    )
 
 
 def produced(
@@ -149,21 +150,13 @@ def rollout(
     k, (_, length, width) = spec.num_latents, embeds.shape
     slots = jnp.arange(length)
     seconds = jnp.asarray(spec.slot_seconds())
-    mask = flow_mask(spec, batch.roles)
     ids = jnp.moveaxis(batch.position_ids, 0, -1)
 
     def block(fed, index):
         cache = make_cache(
             thinker.config.text, b, length, embeds.dtype, scan_layers=thinker.scan_layers
         )
-        hidden, cache = thinker.apply(
-            {"params": params},
-            place_states(spec, batch, embeds, fed),
-            batch.position_ids,
-            cache,
-            hidden=mask,
-            method="decode",
-        )
+        hidden, cache = _decode(thinker, spec, params, batch, embeds, fed, cache)
         trigger = jnp.maximum(jnp.take(batch.triggers, index, axis=1), 0)
         z = jnp.take_along_axis(hidden, trigger[:, None, None], axis=1)
 

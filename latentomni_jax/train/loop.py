@@ -238,8 +238,10 @@ class Trainer:
             lambda p: jax.tree.map(lambda x: x.astype(dtype), p), out_shardings=of_params
         )
         target = self.workdir / "model"
+        has_blocks = any(shape.blocks for shape in self.run.shapes)
+        spec = dataclasses.replace(self.spec, is_trained=self.spec.is_trained or has_blocks)
         save_model(
-            cast(params), self.start.config, self.spec, self.media,
+            cast(params), self.start.config, spec, self.media,
             self.start.tokenizer_dir, target, overwrite=True,
         )  # fmt: skip
         return target

@@ -25,11 +25,27 @@ from latentomni_jax.train.state import init_latent_rows
 from latentomni_jax.weights.checkpoint import load_model
 from latentomni_jax.weights.specs import read_specs
 
-# Models from nothing: sizes, and pieces of a tokenizer trained on the run's own text.
-PRESETS = {"tiny": (ThinkerConfig.tiny, 512), "small": (ThinkerConfig.small, 640)}
-# Of a model from nothing the embeddings are this much larger than those that checkpoints began
-# with (0.02): what a position reads is soon forgotten among what a shallow decoder adds to it.
-_EMBEDDING_SCALE = {"tiny": 1.0, "small": 10.0}
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A model from nothing.
+
+    Attributes:
+      config: makes its sizes, given token ids.
+      pieces: of a tokenizer trained on the run's own text.
+      embedding_scale: of the embeddings over those that checkpoints began with (0.02).
+    """
+
+    config: Callable[..., ThinkerConfig]
+    pieces: int
+    embedding_scale: float = 1.0
+
+
+PRESETS = {
+    "tiny": Preset(ThinkerConfig.tiny, 512),
+    # What a position reads is soon forgotten among what a shallow decoder adds to it.
+    "small": Preset(ThinkerConfig.small, 640, embedding_scale=10.0),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,12 +87,12 @@ def find_start(
             f"model.preset must be {' or '.join(PRESETS)} where model.directory is empty: "
             f"{preset!r}"
         )
-    make, pieces = PRESETS[preset]
+    chosen = PRESETS[preset]
     tokenizer_dir = pathlib.Path(tokenizer or workdir / "tokenizer")
     if not tokenizer and not tokenizer_dir.is_dir():
-        train_sentencepiece(texts(), tokenizer_dir, vocab_size=pieces)
-    config, latent = model_for(tokenizer_dir, make)
-    return Start(None, tokenizer_dir, config, latent, MediaSpec(), _EMBEDDING_SCALE[preset])
+        train_sentencepiece(texts(), tokenizer_dir, vocab_size=chosen.pieces)
+    config, latent = model_for(tokenizer_dir, chosen.config)
+    return Start(None, tokenizer_dir, config, latent, MediaSpec(), chosen.embedding_scale)
 
 
 def model_for(
@@ -117,7 +133,8 @@ def abstract_start(start: Start, options: Objective, *, dtype: Any, lora_rank: i
 def load_params(
     start: Start, options: Objective, mesh: Mesh, *, dtype: Any, lora_rank: int, seed: int
 ) -> dict[str, Any]:
-    """Parameters on the mesh, with the training-only ones: sync, adapters, rows of new tokens.
+    """Parameters on the mesh, with the training-only ones: sync, adapters, and where latents have
+    not been trained yet, rows of new tokens.
 
     Args:
       dtype: of loaded weights; masters are made from them. Models from nothing are float32.
@@ -128,9 +145,9 @@ def load_params(
         params = load_model(start.directory, shardings=shardings, dtype=dtype).params
     else:
         params = jax.jit(functools.partial(_init, start), out_shardings=shardings)(keys[0])
-    params = jax.jit(lambda p: init_latent_rows(p, options.spec, seed), out_shardings=shardings)(
-        params
-    )
+    if not start.latent.is_trained:
+        fresh = functools.partial(init_latent_rows, spec=options.spec, seed=seed)
+        params = jax.jit(fresh, out_shardings=shardings)(params)
     if lora_rank:
         with_lora = param_shardings(start.config, mesh, lora_rank=lora_rank)
         add = jax.jit(

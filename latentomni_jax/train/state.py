@@ -179,7 +179,8 @@ def init_latent_rows(params: Any, spec: LatentSpec, seed: int = 0, noise: float 
     """New tokens start from the mean embedding plus small noise (method section 1).
 
     The rows of trigger and stop token, in the embedding and in the head. Porting never does this;
-    a training run that starts from a base checkpoint does. `noise` is relative to the rows' spread.
+    a training run does whose start has never trained latents. `noise` is relative to the rows'
+    spread.
     """
     text = dict(params["text"])
     rows = np.array([spec.trigger_id, spec.stop_id])

@@ -8,9 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from data_pipeline.av_events import build, captions, questions, words
+from data_pipeline.av_events import build, captions, questions, render, samples, words
 from data_pipeline.av_events.check import require_both, require_no_leak, single_modality
-from data_pipeline.av_events.render import FPS, RATE, SIDE, pictures, samples
 from data_pipeline.av_events.world import COLOURS, DIALS, Dial, Timeline, draw_timeline, relation
 from data_pipeline.trajectories import PAIR, read_jsonl
 from latentomni_jax.__main__ import main
@@ -75,7 +74,7 @@ def test_exactly_one_option_is_true_and_it_is_the_answer(dial):
 @pytest.mark.parametrize("dial", DIALS)
 def test_one_modality_guesses_at_chance(dial):
     """1,800 questions are guessed: the deviation of the mean is 1 %."""
-    accuracies = build.measure(build.World.of(1000, 0, DIALS[dial]))
+    accuracies = build.measure(samples.World.of(1000, 0, DIALS[dial]))
     require_both(accuracies, 1800)
     for view in ("question", "video", "audio"):
         assert set(accuracies[view]) == {*questions.TYPES, "all"}
@@ -139,16 +138,19 @@ def test_the_dial_turns():
 def test_a_timeline_is_drawn_and_played_where_it_says():
     timeline = draw("easy", seed=3)
     rng = np.random.default_rng(0)
-    frames, sound = list(pictures(timeline, rng)), samples(timeline, rng)[0]
-    assert len(frames) == timeline.seconds * FPS and len(sound) == timeline.seconds * RATE
+    frames, sound = list(render.pictures(timeline, rng)), render.samples(timeline, rng)[0]
+    assert (
+        len(frames) == timeline.seconds * render.FPS
+        and len(sound) == timeline.seconds * render.RATE
+    )
     for number, moment in enumerate(timeline.moments):
-        frame = frames[round(moment.start * FPS) + 2].astype(int)
+        frame = frames[round(moment.start * render.FPS) + 2].astype(int)
         y, x = np.nonzero((frame == COLOURS[moment.thing.colour]).all(-1))
         centre = {"left": x, "right": x, "top": y, "bottom": y}[
             moment.thing.place
-        ].mean() - SIDE / 2
+        ].mean() - render.SIDE / 2
         assert centre < -16 if moment.thing.place in ("left", "top") else centre > 16
-        heard = sound[number * RATE : (number + 1) * RATE]
+        heard = sound[number * render.RATE : (number + 1) * render.RATE]
         loudest = np.argmax(np.abs(np.fft.rfft(heard)))  # a second: its index is its frequency
         assert 0.6 < loudest / HERTZ[moment.sound.pitch] < 1.5
         gaps = np.mean(np.abs(heard) < 1e-6)
@@ -157,7 +159,7 @@ def test_a_timeline_is_drawn_and_played_where_it_says():
 
 @pytest.fixture(scope="module")
 def world():
-    return build.World.of(14, 7, DIALS["medium"])
+    return samples.World.of(14, 7, DIALS["medium"])
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +172,7 @@ def made(tmp_path_factory, world):
 def test_the_set_is_what_was_drawn(made, world):
     assert build.read_world(made) == world and world.clips == (10, 2, 2, 20, 20)
     assert build.check_set(made) == []
-    for split, count in zip(build.SPLITS[:3], world.clips, strict=False):
+    for split, count in zip(samples.QUESTIONED, world.clips, strict=False):
         trajectories, problems = read_jsonl(made / f"{split}.jsonl", max_blocks=3)
         assert not problems and all(t.segments and t.reasoning for t in trajectories)
         found = list(build.read_records(made, split))
@@ -188,7 +190,7 @@ def test_the_set_is_what_was_drawn(made, world):
         split = "train" if name == "lists" else name
         learned, problems = read_jsonl(made / f"{name}.jsonl")
         assert not problems and not any(t.segments for t in learned)
-        assert len(learned) == kinds * world.clips[build.SPLITS.index(split)]
+        assert len(learned) == kinds * world.clips[samples.SPLITS.index(split)]
         assert {t.path.split("/")[1].split("-")[0] for t in learned} == {split}
     alone, problems = read_jsonl(made / "words.jsonl")
     assert not problems and len(alone) == 60 and not any(t.path for t in alone)

@@ -50,9 +50,9 @@ def decoded(spec, prompt):
         positions.append(int(state.position[0]))
         return state
 
-    def one_by_one(spec, params, lengths, state, limit, media):
+    def one_by_one(spec, params, lengths, state, limit, media, given):
         for step in range(int(limit)):
-            state = decode(spec, params, lengths, state, np.int32(step + 1), media)
+            state = decode(spec, params, lengths, state, np.int32(step + 1), media, given)
             tokens.append(int(state.token[0]))
             positions.append(int(state.position[0]))
         return state

@@ -1,0 +1,76 @@
+"""Where a run starts: presets, given tokenizers, and rows of new tokens that are made once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from latentomni_jax.backbone.config import ThinkerConfig
+from latentomni_jax.layout import InputError
+from latentomni_jax.train.loop import Trainer, make_mesh
+from latentomni_jax.train.start import PRESETS, find_start, load_params
+from latentomni_jax.weights.checkpoint import load_model
+from tests.models import TEXT
+
+
+def begin(tmp_path, preset, tokenizer=""):
+    return find_start("", preset, tokenizer, tmp_path, TEXT.strip().splitlines)
+
+
+def load(start, options):
+    return load_params(start, options, make_mesh(fsdp=1), dtype=jnp.float32, lora_rank=0, seed=0)
+
+
+@pytest.fixture
+def options(small_config, tmp_path):
+    return Trainer(small_config(), tmp_path / "run").options
+
+
+def test_a_small_model_begins_with_loud_embeddings(tmp_path, options):
+    start = begin(tmp_path, "small")
+    config = start.config
+    assert config.text.num_layers == 4 and config.text.tie_embeddings
+    params = load(start, options)
+    count = sum(x.size for x in jax.tree.leaves(params))
+    assert 0.7e6 < count < 1.5e6
+    assert np.asarray(params["text"]["embed_tokens"]).std() == pytest.approx(0.2, rel=0.05)
+    assert "lm_head" not in params["text"]  # tied
+
+
+def test_rows_of_new_tokens_are_made_once(small_config, tmp_path):
+    """A run that goes on from trained latents keeps their trigger and stop."""
+    first = Trainer(small_config("optimizer.steps=1"), tmp_path / "first")
+    assert not first.start.latent.is_trained
+    trained = first.train().model
+    further = Trainer(small_config(f"model.directory={trained}"), tmp_path / "further")
+    assert further.start.latent.is_trained
+    kept = load_model(trained).params["text"]["embed_tokens"]
+    begun = load(further.start, further.options)["text"]["embed_tokens"]
+    np.testing.assert_array_equal(begun, kept)
+
+    # Trained without blocks, a model has yet to learn what they are.
+    plain = small_config("optimizer.steps=1")
+    plain.data.reasoning = "none"
+    plain.shapes = tuple(dict(shape) | {"blocks": 0} for shape in plain.shapes)
+    base = Trainer(plain, tmp_path / "plain").train().model
+    further = Trainer(small_config(f"model.directory={base}"), tmp_path / "fresh")
+    kept = np.asarray(load_model(base).params["text"]["embed_tokens"])
+    begun = np.asarray(load(further.start, further.options)["text"]["embed_tokens"])
+    changed = np.flatnonzero((begun != kept).any(axis=1))
+    assert sorted(changed) == sorted([further.spec.trigger_id, further.spec.stop_id])
+
+
+def test_sizes_survive_their_way_through_a_checkpoint(tmp_path):
+    for preset in ("tiny", "small"):
+        config = PRESETS[preset].config()
+        assert ThinkerConfig.from_hf(config.to_hf()) == config
+
+
+def test_a_given_tokenizer_is_taken(tmp_path):
+    kept = begin(tmp_path / "one", "tiny")
+    again = begin(tmp_path / "two", "small", str(kept.tokenizer_dir))
+    assert again.tokenizer_dir == kept.tokenizer_dir
+    assert not (tmp_path / "two").exists()
+    assert again.latent == kept.latent  # the same ids
+    with pytest.raises(InputError, match="tiny or small"):
+        begin(tmp_path, "huge")

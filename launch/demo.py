@@ -4,7 +4,7 @@
     python -m launch.demo --quick        about three: a smaller set, and a model that learned little
 
 A million parameters learn a drawn world of sights and sounds from nothing, through every part of
-the real system: mp4 files, feature cache, five stages of training, decoding with latent blocks.
+the real system: mp4 files, feature cache, two stages of training, decoding with latent blocks.
 Run it from the repository's root; `bash launch/demo.sh` also installs what it needs. Interrupted,
 it goes on where it was.
 """
@@ -40,13 +40,7 @@ from latentomni_jax.train.loop import Trainer
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "av_events.py")
 # Stages of training, and the data of each.
-STAGES = {
-    "words": "words",
-    "pictures": "pictures",
-    "glimpses": "glimpses",
-    "lists": "lists",
-    "latentomni": "train",
-}
+STAGES = {"base": "base", "latentomni": "train"}
 VIEWS: dict[View, str] = {
     "both": "whole clip",
     "video": "pictures only",
@@ -59,44 +53,27 @@ MAX_NEW_TOKENS = 64  # the longest trajectory has 37
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How much is done. Attributes: steps: of every stage. seconds: of every part, on two cores."""
+    """How much is done. Attributes: steps: of every stage."""
 
     clips: int
     questions: int
     steps: dict[str, int]
-    seconds: dict[str, float]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """About how long every part takes on two cores."""
+        stages = {stage: 10 + _STEP_SECONDS[stage] * n for stage, n in self.steps.items()}
+        return {
+            "set": 3 + 0.04 * self.clips,
+            "cache": 3 + 0.08 * self.clips,
+            **stages,
+            "answers": 30 + 0.1 * self.questions,
+        }
 
 
-FULL = Scale(
-    1000,
-    400,
-    {"words": 600, "pictures": 500, "glimpses": 600, "lists": 500, "latentomni": 600},
-    {
-        "set": 66,
-        "cache": 90,
-        "words": 45,
-        "pictures": 40,
-        "glimpses": 110,
-        "lists": 175,
-        "latentomni": 250,
-        "answers": 60,
-    },
-)
-QUICK = Scale(
-    150,
-    120,
-    {"words": 100, "pictures": 100, "glimpses": 60, "lists": 40, "latentomni": 60},
-    {
-        "set": 15,
-        "cache": 15,
-        "words": 15,
-        "pictures": 12,
-        "glimpses": 20,
-        "lists": 25,
-        "latentomni": 40,
-        "answers": 40,
-    },
-)
+_STEP_SECONDS = {"base": 0.11, "latentomni": 0.4}
+FULL = Scale(1000, 400, {"base": 2500, "latentomni": 600})
+QUICK = Scale(150, 120, {"base": 400, "latentomni": 60})
 
 
 class Agenda:
@@ -158,10 +135,7 @@ def main() -> None:
 
 
 TITLES = {
-    "words": "From nothing: to copy names, and to find them",
-    "pictures": "What things look like",
-    "glimpses": "What sounds are like, and what goes with what",
-    "lists": "Finding it all in whole clips",
+    "base": "From nothing: to copy, to see, to hear, and what goes with what",
     "latentomni": "Reasoning with latents",
 }
 
@@ -222,7 +196,7 @@ def evaluate(
     """Scores by type of question, for every view of the clip."""
     scores = {}
     for view, name in VIEWS.items():
-        # A view without the clip says the more the more questions; a quarter says enough.
+        # Half of the questions say enough about the views that leave something out.
         asked = questions if view == "both" else questions[: len(questions) // 2]
         answers = answer_all(model, asked, root, view=view, batch=40, max_new_tokens=MAX_NEW_TOKENS)
         bar = tqdm.tqdm(answers, total=len(asked), unit="question", desc=f"{name:<13}")

@@ -15,12 +15,7 @@ from latentomni_jax.__main__ import main
 from launch import demo
 
 ROOT = Path(__file__).parents[1]
-SMALL = demo.Scale(
-    14,
-    6,
-    dict.fromkeys(demo.STAGES, 2),
-    dict.fromkeys(("set", "cache", *demo.STAGES, "answers"), 1.0),
-)
+SMALL = demo.Scale(14, 6, dict.fromkeys(demo.STAGES, 2))
 
 
 @pytest.fixture(scope="module")

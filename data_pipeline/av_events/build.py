@@ -4,10 +4,9 @@
         clips/            SPLIT-00000.mp4 ...
         av_events/1.0.0/  TFDS dataset, ArrayRecord files: clip, its hash, timeline, timed captions,
                           questions; written and read without TensorFlow
-        words.jsonl       exercises in words alone
-        pictures.jsonl    what is seen in clips of one thing
-        glimpses.jsonl    what is seen and heard in clips of two or three moments
-        lists.jsonl       lists of what is seen and heard in the training clips
+        base.jsonl        for a model from nothing: exercises in words alone, what is seen in clips
+                          of one thing, lists of what is seen and heard in clips of two or three
+                          moments and in the training clips
         train.jsonl       trajectories with latent blocks; test.jsonl, novel.jsonl the same
         tokenizer/        for a model from nothing, trained on the texts of these
 

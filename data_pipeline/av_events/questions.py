@@ -147,11 +147,10 @@ def _comparative(rng, timeline):
         if relation(pair[0].thing, pair[1].thing) == wanted
     ]
     one, other = pairs[rng.integers(len(pairs))]
-    names = {r: f"{r[0]} colour, {r[1]} motion" for r in RELATIONS}
     return _question(
         rng, "comparative",
         f"Compare what is seen with the {one.sound.name} and with the {other.sound.name}.",
-        names[wanted], [name for r, name in names.items() if r != wanted],
+        relation_name(wanted), [relation_name(r) for r in RELATIONS if r != wanted],
         f"I listen for the {one.sound.name}.{PAIR}It is {one.thing.colour} and {one.thing.motion}. "
         f"I listen for the {other.sound.name}.{PAIR}"
         f"It is {other.thing.colour} and {other.thing.motion}.",
@@ -201,6 +200,11 @@ _MAKERS: dict[str, tuple[Callable[..., Question], ...]] = {
     "glimpse": (),
 }
 TYPES = ("alignment", "sequence", "context", "comparative", "inference", "reasoning")
+
+
+def relation_name(relation: tuple[str, str]) -> str:
+    """Of one of `world.RELATIONS`, as options say it."""
+    return f"{relation[0]} colour, {relation[1]} motion"
 
 
 def _clear(timeline: Timeline) -> list[Moment]:

@@ -11,8 +11,8 @@ from data_pipeline.av_events.clips import write_clip
 from data_pipeline.av_events.world import COLOURS, Sound, Thing, Timeline
 
 SIDE, FPS, RATE = 112, 8, 16_000  # pixels; frames and samples per second
-# What a small model is shown: 56 x 56 pixels, four tokens a frame pair.
-CACHE_OPTIONS = {"video_min_pixels": 56**2, "video_max_pixels": 56**2}
+# What a small model is shown: 56 x 56 pixels, four tokens a frame pair, a pair every half second.
+CACHE_OPTIONS = {"fps": 4.0, "video_min_pixels": 56**2, "video_max_pixels": 56**2}
 _BACKGROUND, _SHADE, _CURTAIN, _MARK = 140, 40, (225, 225, 225), 180
 _CENTRES = {"left": (-22, 0), "right": (22, 0), "top": (0, -22), "bottom": (0, 22)}
 _RADIUS, _SWING = 22.0, 12.0  # pixels
@@ -48,17 +48,20 @@ def pictures(timeline: Timeline, rng: np.random.Generator) -> Iterator[np.ndarra
                 picture[:, :] = _CURTAIN
                 picture[:, ::14] = 60  # folds
             elif moment.start <= time < moment.end and moment.thing is not None:
-                picture[inside(moment.thing, time - moment.start)] = COLOURS[moment.thing.colour]
+                share = (time - moment.start) / (moment.end - moment.start)
+                picture[inside(moment.thing, share)] = COLOURS[moment.thing.colour]
         yield picture
 
 
-def inside(thing: Thing, time: float) -> np.ndarray:
-    """bool[H,W]: the pixels of a thing, `time` seconds after it appeared. Motions take a second."""
-    swing = np.cos(2 * np.pi * time)
+def inside(thing: Thing, share: float) -> np.ndarray:
+    """bool[H,W]: the pixels of a thing when a share of its moment, 0 to 1, has passed.
+
+    Motions are steady: any two frames show them, whichever a sampler takes.
+    """
     x0, y0 = _CENTRES[thing.place]
-    x0 += _SWING * swing * (thing.motion == "sliding")
-    y0 += _SWING * swing * (thing.motion == "bouncing")
-    size = _RADIUS * (1 - 0.5 * (0.5 + 0.5 * swing) * (thing.motion == "growing"))
+    x0 += _SWING * (2 * share - 1) * (thing.motion == "sliding")
+    y0 += _SWING * (2 * share - 1) * (thing.motion == "falling")
+    size = _RADIUS * (0.5 + 0.5 * share if thing.motion == "growing" else 1.0)
     y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32) + 0.5 - SIDE / 2
     x, y = (x - x0) / size, (y - y0) / size
     radius, side = np.hypot(x, y), np.maximum(abs(x), abs(y))
@@ -85,14 +88,23 @@ def samples(timeline: Timeline, rng: np.random.Generator) -> np.ndarray:
 
 
 def _play(sound: Sound, count: int, rng: np.random.Generator) -> np.ndarray:
-    time = np.arange(count) / RATE
-    turns = _HERTZ[sound.pitch] * time + rng.random()
+    time, hertz, phase = np.arange(count) / RATE, _HERTZ[sound.pitch], rng.random()
+
+    def sine(turns):
+        return np.sin(2 * np.pi * (turns + phase))
+
     if sound.voice == "tone":
-        wave = np.sin(2 * np.pi * turns)
+        wave = sine(hertz * time)
     elif sound.voice == "buzz":
-        wave = 0.7 * (2 * (turns % 1) - 1)
-    else:
-        wave = _band(rng.normal(size=count), _HERTZ[sound.pitch])
+        wave = 0.7 * (2 * ((hertz * time + phase) % 1) - 1)
+    elif sound.voice == "noise":
+        wave = _band(rng.normal(size=count), hertz)
+    elif sound.voice == "chord":
+        wave = sum(sine(ratio * hertz * time) for ratio in (1, 1.5, 2.25)) / 2
+    elif sound.voice == "warble":
+        wave = sine(hertz * (time + 0.005 * np.sin(2 * np.pi * 8 * time)))
+    else:  # a rattle: a knock every 40 ms
+        wave = 1.5 * sine(hertz * time) * np.exp(-120 * (time % 0.04))
     if sound.rhythm == "pulsing":
         wave = wave * (time * 6 % 1 < 0.5)
     edge = np.minimum(time, time[::-1]) / _FADE

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,7 @@ from latentomni_jax.media.text import train_sentencepiece
 FORMAT = 1
 QUESTIONED = ("train", "test", "novel")  # splits whose clips have questions
 SPLITS = (*QUESTIONED, "pictures", "glimpses")
-# What a model from nothing learns from, in this order.
-TRAINING = ("words", "pictures", "glimpses", "lists", "train")
+TRAINING = ("base", "train")  # what a model from nothing learns from, in this order
 _SHARES = (0.72, 0.14, 0.14)
 _SHORT = 2  # pictures, and glimpses, for every clip of "train"
 _PIECES = 640  # of the tokenizer: a word of this world is mostly one
@@ -87,9 +86,8 @@ def write_samples(out: Path, world: World) -> None:
                 for question in questions
             ]
         _write_jsonl(out / f"{split}.jsonl", lines)
-    for name, split in (("pictures", "pictures"), ("glimpses", "glimpses"), ("lists", "train")):
-        _write_jsonl(out / f"{name}.jsonl", _list_samples(world, split))
-    _write_jsonl(out / "words.jsonl", _word_samples(world))
+    base = [_list_samples(world, split) for split in ("pictures", "glimpses", "train")]
+    _write_jsonl(out / "base.jsonl", itertools.chain(_word_samples(world), *base))
     texts = itertools.chain.from_iterable(_texts(out / f"{name}.jsonl") for name in TRAINING)
     train_sentencepiece(texts, out / "tokenizer", vocab_size=_PIECES)
 
@@ -130,10 +128,10 @@ def _word_samples(world: World) -> list[dict[str, Any]]:
         rng = np.random.default_rng([world.seed, len(SPLITS) + 1, number])
         lines += [
             {"id": f"words-{number:05d}-{kind}", **sample}
-            for kind, sample in exercises(rng).items()
+            for kind, sample in exercises(rng, world.dial.alike).items()
         ]
     return lines
 
 
-def _write_jsonl(path: Path, lines: list[dict[str, Any]]) -> None:
+def _write_jsonl(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -33,14 +33,15 @@ COLOURS = {
 }
 SHAPES = ("disc", "square", "triangle", "ring", "cross", "bar")
 PLACES = ("left", "right", "top", "bottom")
-MOTIONS = ("still", "sliding", "bouncing", "growing")
-VOICES = ("tone", "buzz", "noise")
+MOTIONS = ("still", "sliding", "falling", "growing")
+VOICES = ("tone", "buzz", "noise", "chord", "warble", "rattle")
 PITCHES = ("low", "middle", "high")
 RHYTHMS = ("steady", "pulsing")
 RELATIONS = tuple(itertools.product(("same", "other"), repeat=2))  # of colour, of motion
 Kind = Literal["plain", "covered", "picture", "glimpse"]
 _CORE = 6  # moments of a clip that have both a thing and a sound, at least
 _COVERED_SHARE = 0.1  # of the moments of short clips
+_RARE = 3  # sounds of a novel clip that are novel
 _TRIES = 10_000
 
 
@@ -65,7 +66,7 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Sound:
-    """What is heard: a voice (sine, saw or noise), its pitch, its rhythm."""
+    """What is heard: a voice, its pitch, its rhythm."""
 
     voice: str
     pitch: str
@@ -77,7 +78,7 @@ class Sound:
 
     @property
     def is_novel(self) -> bool:
-        """One of the three sounds that training never plays."""
+        """One of the six sounds that training never plays."""
         number = PITCHES.index(self.pitch) + VOICES.index(self.voice)
         return number % 3 == 0 and self.rhythm == "pulsing"
 
@@ -153,6 +154,8 @@ class Dial:
       moments: with both a thing and a sound, at least 6. alone: further ones with one of the two.
       seconds: of a moment. jitter: seconds that a sound may begin earlier or later than its thing.
       overlap: seconds that a sound goes on into the next moment. distractors: see `Timeline`.
+      alike: things of a clip may have one shape, and sounds one voice; without it the last word of
+        a name is enough to know it by.
     """
 
     moments: int = 6
@@ -161,6 +164,7 @@ class Dial:
     jitter: float = 0.0
     overlap: float = 0.0
     distractors: int = 0
+    alike: bool = True
 
     def __post_init__(self):
         if not _CORE <= self.moments <= 9:
@@ -171,6 +175,8 @@ class Dial:
             raise InputError(f"a dial has 0 to 100 distractors, got {self.distractors}")
         if not 0.25 <= self.seconds <= 10:
             raise InputError(f"a moment takes 0.25 to 10 seconds, got {self.seconds}")
+        if not self.alike and self.moments + self.alone > len(SHAPES):
+            raise InputError(f"at most {len(SHAPES)} moments can all look and sound different")
         parts = (self.jitter, self.overlap)
         if not (min(parts) >= 0 and sum(parts) <= self.seconds / 2):
             raise InputError(
@@ -179,7 +185,7 @@ class Dial:
 
 
 DIALS = {
-    "easy": Dial(),
+    "easy": Dial(seconds=0.5, alike=False),
     "medium": Dial(alone=1, jitter=0.1, distractors=1),
     "hard": Dial(moments=8, alone=2, jitter=0.25, overlap=0.25, distractors=2),
 }
@@ -198,8 +204,8 @@ def draw_timeline(
     if kind in ("picture", "glimpse"):
         return _draw_short(rng, dial, kind)
     both = dial.moments
-    things = _draw_things(rng, both + dial.alone, kind, novel)
-    sounds = _draw_sounds(rng, both + dial.alone, novel)
+    things = _draw_things(rng, dial, kind, novel)
+    sounds = draw_sounds(rng, both + dial.alone, dial.alike, novel=novel)
     number = np.arange(both + dial.alone)
     silent = {int(i) for i in number[both:] if rng.random() < 0.5}
     unseen = set(map(int, number[both:])) - silent
@@ -230,51 +236,78 @@ def _draw_short(rng, dial, kind):
     count = 1 if kind == "picture" else int(rng.integers(2, 4))
     sounds: list[Sound | None] = [None]
     if kind == "glimpse":
-        sounds = _draw_sounds(rng, count, novel=False)
-    moments, order = [], rng.permutation(len(KNOWN_THINGS))
-    for i, (which, sound) in enumerate(zip(order, sounds, strict=False)):
+        sounds = [*draw_sounds(rng, count, dial.alike)]
+    moments, things = [], draw_names(rng, count, dial.alike)
+    for i, (thing, sound) in enumerate(zip(things, sounds, strict=True)):
         thing = dataclasses.replace(
-            KNOWN_THINGS[which], place=str(rng.choice(PLACES)), motion=str(rng.choice(MOTIONS))
+            thing, place=str(rng.choice(PLACES)), motion=str(rng.choice(MOTIONS))
         )
         span = (i * dial.seconds, (i + 1) * dial.seconds)
         moments.append(Moment(*span, thing, sound, span, rng.random() < _COVERED_SHARE))
     return Timeline(kind, tuple(moments), count * dial.seconds, dial.distractors)
 
 
-def _draw_sounds(rng, count, novel):
-    rare = [s for s in SOUNDS if s.is_novel] if novel else []
-    chosen = [
-        *rare,
-        *(KNOWN_SOUNDS[i] for i in rng.permutation(len(KNOWN_SOUNDS))[: count - len(rare)]),
-    ]
+def draw_names(rng: np.random.Generator, count: int, alike: bool) -> list[Thing]:
+    """Different things that training shows, their names alone; see `Dial.alike`."""
+    return _different(rng, KNOWN_THINGS, count, lambda thing: thing if alike else thing.shape)
+
+
+def draw_sounds(
+    rng: np.random.Generator, count: int, alike: bool, *, novel: bool = False
+) -> list[Sound]:
+    """Different sounds, three of them novel ones or none; see `Dial.alike`."""
+    rare = [sound for sound in SOUNDS if sound.is_novel]
+    chosen = [rare[i] for i in rng.permutation(len(rare))[: _RARE if novel else 0]]
+    chosen = _different(
+        rng, KNOWN_SOUNDS, count, lambda sound: sound if alike else sound.voice, chosen
+    )
     return [chosen[i] for i in rng.permutation(count)]
 
 
-def _draw_things(rng, count, kind, novel):
+def _different(rng, values, count, key, chosen=()):
+    """`chosen` and further values, so many together, in which no key comes twice."""
+    chosen = list(chosen)
+    for i in rng.permutation(len(values)):
+        if len(chosen) < count and key(values[i]) not in {key(value) for value in chosen}:
+            chosen.append(values[i])
+    return chosen
+
+
+def _draw_things(rng, dial, kind, novel):
     """Things of different names; of a plain clip the first six are pairs of three colours, and
     have all places, all motions and all relations."""
     for _ in range(_TRIES):
-        colours = rng.permutation(list(COLOURS))
-        names = []
-        for i in range(count):
-            # Three pairs; further things have other colours, so that a pair stays a pair.
-            colour = str(colours[i // 2] if i < _CORE else rng.choice(colours[3:]))
-            shapes = [
-                s
-                for s in SHAPES
-                if (colour, s) not in names
-                and Thing(colour, s, "", "").is_novel == (novel and i % 2 == 0 and i < _CORE)
-            ]
-            names.append((colour, str(rng.choice(shapes))))
-        things = [Thing(c, s, str(rng.choice(PLACES)), str(rng.choice(MOTIONS))) for c, s in names]
+        things = _try_things(rng, dial, novel)
         core = things[:_CORE]
-        if kind == "covered" or (
-            {t.place for t in core} == set(PLACES)
-            and {t.motion for t in core} == set(MOTIONS)
-            and {relation(a, b) for a, b in itertools.combinations(core, 2)} == set(RELATIONS)
+        if len(things) == dial.moments + dial.alone and (
+            kind == "covered"
+            or (
+                {t.place for t in core} == set(PLACES)
+                and {t.motion for t in core} == set(MOTIONS)
+                and {relation(a, b) for a, b in itertools.combinations(core, 2)} == set(RELATIONS)
+            )
         ):
             return things
     raise AssertionError("no such things")  # one in a few dozen draws is good
+
+
+def _try_things(rng, dial, novel):
+    """Fewer than the dial has where no shape is left."""
+    colours, things = rng.permutation(list(COLOURS)), []
+    for i in range(dial.moments + dial.alone):
+        # Three pairs; further things have other colours, so that a pair stays a pair.
+        colour = str(colours[i // 2] if i < _CORE else rng.choice(colours[3:]))
+        shapes = [
+            shape
+            for shape in SHAPES
+            if not any(t.shape == shape and (t.colour == colour or not dial.alike) for t in things)
+            and Thing(colour, shape, "", "").is_novel == (novel and i % 2 == 0 and i < _CORE)
+        ]
+        if not shapes:
+            break
+        place, motion = str(rng.choice(PLACES)), str(rng.choice(MOTIONS))
+        things.append(Thing(colour, str(rng.choice(shapes)), place, motion))
+    return things
 
 
 def relation(one: Thing, other: Thing) -> tuple[str, str]:

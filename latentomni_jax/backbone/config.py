@@ -164,7 +164,9 @@ class ThinkerConfig:
                 mrope_section=(9, 4, 3),
                 tie_embeddings=True,  # a word that is read is near to one that is said
             ),
-            vision=dataclasses.replace(tiny.vision, hidden_size=64, intermediate_size=128),
+            vision=dataclasses.replace(
+                tiny.vision, hidden_size=64, intermediate_size=128, window_size=56
+            ),
             audio=dataclasses.replace(tiny.audio, hidden_size=64, intermediate_size=128),
         )
 

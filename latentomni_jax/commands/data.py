@@ -169,6 +169,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         kind = int if unit == "N" else float
         events.add_argument(f"--{name}", type=kind, metavar=unit, help=text)
     events.add_argument(
+        "--alike",
+        action=argparse.BooleanOptionalAction,
+        help="things of a clip may share shapes, and sounds voices",
+    )
+    events.add_argument(
         "--workers",
         type=int,
         default=os.cpu_count() or 1,
@@ -259,7 +264,7 @@ def _av_events(args: argparse.Namespace) -> int:
         return 2 if problems else 0
     if args.workers < 1:
         raise InputError(f"--workers should be at least 1, got {args.workers}")
-    given = {name: getattr(args, name) for name in _DIAL_OPTIONS}
+    given = {name: getattr(args, name) for name in (*_DIAL_OPTIONS, "alike")}
     given = {name: value for name, value in given.items() if value is not None}
     dial = dataclasses.replace(DIALS[args.dial], **given)
     started = time.monotonic()

@@ -45,7 +45,9 @@ def base() -> ml_collections.ConfigDict:
         }
     )
     c.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # -1: the rest
-    c.latent = _fields(LatentSpec, but=("pad_id", "trigger_id", "stop_id", "ospe_base"))
+    c.latent = _fields(
+        LatentSpec, but=("pad_id", "trigger_id", "stop_id", "ospe_base", "is_trained")
+    )
     c.objective = _fields(Objective, but=("spec", "media", "frozen"))
     c.optimizer = _fields(OptimizerConfig)
     c.data = ml_collections.ConfigDict(

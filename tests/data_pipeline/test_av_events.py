@@ -1,5 +1,6 @@
 """AV-Events: true, balanced, told by neither modality alone, and the same from the same seed."""
 
+import collections
 import dataclasses
 import filecmp
 import itertools
@@ -85,7 +86,7 @@ def test_one_modality_guesses_at_chance(dial):
 def test_a_world_that_one_modality_gives_away_is_refused(leak):
     """Each of these must be found by the view that can see it."""
     rng, items = np.random.default_rng(0), []
-    while len(items) < 1600:
+    while len(items) < 3200:
         timeline = draw_timeline(rng, DIALS["easy"], "plain")
         for question in questions.ask(rng, timeline):
             right = question.options[question.answer]
@@ -97,9 +98,9 @@ def test_a_world_that_one_modality_gives_away_is_refused(leak):
             }[leak]
             if keep:
                 items.append((timeline, question))
-    accuracies = single_modality(items[:800], items[800:])
+    accuracies = single_modality(items[:1600], items[1600:])
     with pytest.raises(InputError, match="does not need both modalities"):
-        require_both(accuracies, 800)
+        require_both(accuracies, 1600)
     if leak == "the last sound":
         assert accuracies["audio"]["reasoning"] > 0.9
         assert accuracies["video"]["reasoning"] < 0.5
@@ -124,7 +125,7 @@ def test_novel_clips_show_and_play_what_others_never_do():
 
 def test_the_dial_turns():
     easy, hard = draw("easy"), draw("hard")
-    assert [m.span for m in easy.moments] == [(float(i), i + 1.0) for i in range(6)]
+    assert [m.span for m in easy.moments] == [(i / 2, (i + 1) / 2) for i in range(6)]
     assert len(hard.moments) == 10 and hard.distractors == 2
     assert sum(m.thing is None or m.sound is None for m in hard.moments) == 2
     assert any(m.heard[0] < m.start for m in hard.moments)
@@ -143,16 +144,16 @@ def test_a_timeline_is_drawn_and_played_where_it_says():
         len(frames) == timeline.seconds * render.FPS
         and len(sound) == timeline.seconds * render.RATE
     )
-    for number, moment in enumerate(timeline.moments):
+    for moment in timeline.moments:
         frame = frames[round(moment.start * render.FPS) + 2].astype(int)
         y, x = np.nonzero((frame == COLOURS[moment.thing.colour]).all(-1))
         centre = {"left": x, "right": x, "top": y, "bottom": y}[
             moment.thing.place
         ].mean() - render.SIDE / 2
         assert centre < -16 if moment.thing.place in ("left", "top") else centre > 16
-        heard = sound[number * render.RATE : (number + 1) * render.RATE]
-        loudest = np.argmax(np.abs(np.fft.rfft(heard)))  # a second: its index is its frequency
-        assert 0.6 < loudest / HERTZ[moment.sound.pitch] < 1.5
+        heard = sound[round(moment.start * render.RATE) : round(moment.end * render.RATE)]
+        loudest = np.argmax(np.abs(np.fft.rfft(heard))) / (moment.end - moment.start)
+        assert 0.6 < loudest / HERTZ[moment.sound.pitch] < 2.4  # of a chord any of its three
         gaps = np.mean(np.abs(heard) < 1e-6)
         assert gaps > 0.3 if moment.sound.rhythm == "pulsing" else gaps < 0.1
 
@@ -186,14 +187,13 @@ def test_the_set_is_what_was_drawn(made, world):
             assert abs(clip.duration - timeline.seconds) < 0.1 and clip.audio is not None
             heard = [start for start, _, _ in record["captions"]["audio"]]
             assert heard == [m.heard[0] for m in timeline.moments if m.sound]
-    for name, kinds in (("pictures", 1), ("glimpses", 3), ("lists", 5)):
-        split = "train" if name == "lists" else name
-        learned, problems = read_jsonl(made / f"{name}.jsonl")
-        assert not problems and not any(t.segments for t in learned)
-        assert len(learned) == kinds * world.clips[samples.SPLITS.index(split)]
-        assert {t.path.split("/")[1].split("-")[0] for t in learned} == {split}
-    alone, problems = read_jsonl(made / "words.jsonl")
-    assert not problems and len(alone) == 60 and not any(t.path for t in alone)
+    base, problems = read_jsonl(made / "base.jsonl")
+    assert not problems and not any(t.segments for t in base)
+    found = collections.Counter(t.path.split("/")[1].split("-")[0] if t.path else "" for t in base)
+    kinds = {"pictures": 1, "glimpses": 3, "train": 5}
+    assert found == {"": 60} | {
+        split: kind * world.clips[samples.SPLITS.index(split)] for split, kind in kinds.items()
+    }
     tokenizer = load_tokenizer(made / "tokenizer")
     text = "I listen for the steady low tone. The red disc is seen."
     assert tokenizer.decode(ids := tokenizer.encode(text)) == text and len(ids) < 18
@@ -232,20 +232,25 @@ def test_lists_say_what_is_true():
 
 
 def test_exercises_in_words_are_right():
-    letters = set()
-    for seed in range(40):
-        made = words.exercises(np.random.default_rng(seed))
+    firsts, kinds = set(), set()
+    for seed in range(60):
+        made = words.exercises(np.random.default_rng(seed), alike=seed % 2 == 0)
         repeat, recall, option = (made[kind] for kind in ("repeat", "recall", "option"))
         assert repeat["question"] == f"Say again: {repeat['answer']}"
         given = [set(p.split(", ")) for p in recall["question"][20:-1].split("; ")]
         found = [set(p.split(": ")) for p in recall["answer"][:-1].split("; ")]
         assert len(found) == 4 and all(pair in given for pair in found)
-        right = [i for i, o in enumerate(option["choices"]) if f"the {o}?" in option["question"]]
-        assert len(right) == 1 and len(set(option["choices"])) == 4
-        letter = questions.LETTERS[right[0]]
-        assert option["answer"] == f"The {option['choices'][right[0]]}.\n\\boxed{{{letter}}}"
-        letters.add(letter)
-    assert letters == set("ABCD")
+        choices = option["choices"]
+        told = [line.split("\n\\boxed") for line in option["answer"].split("; ")]
+        assert len(set(choices)) == 4 and sorted(name for name, _ in told) == sorted(choices)
+        letters = dict(zip(choices, questions.LETTERS, strict=True))
+        assert all(letter == "{" + letters[name] + "}" for name, letter in told)
+        firsts.add(told[0][1])
+        kinds.update(i for i, names in enumerate(words._OPTIONS) if set(choices) <= set(names))
+        if seed % 2:
+            lasts = {name.split()[-1] for name in repeat["answer"][:-1].split("; ")}
+            assert len(lasts) == 6
+    assert len(firsts) == 4 and kinds == {0, 1, 2}
 
 
 def test_a_picture_is_silent_and_what_short_clips_show_is_never_novel():
@@ -253,7 +258,7 @@ def test_a_picture_is_silent_and_what_short_clips_show_is_never_novel():
         (moment,) = draw(kind="picture", seed=seed).moments
         assert moment.sound is None and not moment.thing.is_novel
         glimpse = draw(kind="glimpse", seed=seed)
-        assert len(glimpse.moments) in (2, 3) and glimpse.seconds == len(glimpse.moments)
+        assert len(glimpse.moments) in (2, 3) and glimpse.seconds == len(glimpse.moments) / 2
         assert not any(m.thing.is_novel or m.sound.is_novel for m in glimpse.moments)
         assert questions.ask(np.random.default_rng(0), glimpse) == []
 

@@ -43,7 +43,7 @@ def test_rows_of_new_tokens_are_made_once(small_config, tmp_path):
     assert not first.start.latent.is_trained
     trained = first.train().model
     further = Trainer(small_config(f"model.directory={trained}"), tmp_path / "further")
-    assert further.start.latent.is_trained
+    assert further.start.latent.is_trained and further.spec.is_trained
     kept = load_model(trained).params["text"]["embed_tokens"]
     begun = load(further.start, further.options)["text"]["embed_tokens"]
     np.testing.assert_array_equal(begun, kept)

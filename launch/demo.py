@@ -4,7 +4,7 @@
     python -m launch.demo --quick        about three: a smaller set, and a model that learned little
 
 A million parameters learn a drawn world of sights and sounds from nothing, through every part of
-the real system: mp4 files, feature cache, two stages of training, decoding with latent blocks.
+the real system: mp4 files, feature cache, three stages of training, decoding with latent blocks.
 Run it from the repository's root; `bash launch/demo.sh` also installs what it needs. Interrupted,
 it goes on where it was.
 """
@@ -40,7 +40,7 @@ from latentomni_jax.train.loop import Trainer
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "av_events.py")
 # Stages of training, and the data of each.
-STAGES = {"base": "base", "latentomni": "train"}
+STAGES = {"pictures": "base", "base": "base", "latentomni": "train"}
 VIEWS: dict[View, str] = {
     "both": "whole clip",
     "video": "pictures only",
@@ -71,9 +71,9 @@ class Scale:
         }
 
 
-_STEP_SECONDS = {"base": 0.11, "latentomni": 0.4}
-FULL = Scale(1000, 400, {"base": 2500, "latentomni": 600})
-QUICK = Scale(150, 120, {"base": 400, "latentomni": 60})
+_STEP_SECONDS = {"pictures": 0.05, "base": 0.12, "latentomni": 0.4}
+FULL = Scale(3000, 400, {"pictures": 500, "base": 2500, "latentomni": 500})
+QUICK = Scale(200, 120, {"pictures": 150, "base": 250, "latentomni": 50})
 
 
 class Agenda:
@@ -135,7 +135,8 @@ def main() -> None:
 
 
 TITLES = {
-    "base": "From nothing: to copy, to see, to hear, and what goes with what",
+    "pictures": "From nothing: what things look like",
+    "base": "To copy, to see, to hear, and what goes with what",
     "latentomni": "Reasoning with latents",
 }
 

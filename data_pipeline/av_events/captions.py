@@ -20,7 +20,7 @@ def captions(timeline: Timeline) -> dict[str, list[tuple[float, float, str]]]:
     moments = timeline.moments
     return {
         "video": [
-            (m.start, m.end, _seen(m)) for m in moments if m.thing is not None or m.is_covered
+            (m.start, m.end, seen(m)) for m in moments if m.thing is not None or m.is_covered
         ],
         "audio": [(*m.heard, _heard(m)) for m in moments if m.sound is not None],
     }
@@ -29,13 +29,13 @@ def captions(timeline: Timeline) -> dict[str, list[tuple[float, float, str]]]:
 def lists(rng: np.random.Generator, timeline: Timeline) -> dict[str, tuple[str, str]]:
     """Request and list of every kind that the clip has; of a picture what it shows."""
     if timeline.kind == "picture":
-        return {"picture": ("What is this?", _seen(timeline.moments[0]))}
+        return {"picture": ("What is this?", seen(timeline.moments[0]))}
     kinds = itertools.islice(_LISTS.items(), 3 if timeline.kind == "glimpse" else None)
     return {name: (ask, "; ".join(make(rng, timeline))) for name, (ask, make) in kinds}
 
 
 def _by_time(rng, timeline):
-    return [f"{m.start:g} s {_seen(m)}, {_heard(m)}" for m in timeline.moments]
+    return [f"{m.start:g} s {seen(m)}, {_heard(m)}" for m in timeline.moments]
 
 
 def _by_thing(rng, timeline):
@@ -43,17 +43,17 @@ def _by_thing(rng, timeline):
 
 
 def _by_sound(rng, timeline):
-    return [f"{_heard(m)}: {_seen(m)}" for m in _shuffled(rng, timeline) if m.sound]
+    return [f"{_heard(m)}: {seen(m)}" for m in _shuffled(rng, timeline) if m.sound]
 
 
 def _after_thing(rng, timeline):
     pairs = _shuffled_pairs(rng, timeline)
-    return [f"{_name(a)}: {_heard(b)}, {_name(b) or 'nothing'}" for a, b in pairs if _name(a)]
+    return [f"after {_name(a)}: {both(b)}" for a, b in pairs if _name(a)]
 
 
 def _after_sound(rng, timeline):
     pairs = _shuffled_pairs(rng, timeline)
-    return [f"{_heard(a)}: {_name(b) or 'nothing'}, {_heard(b)}" for a, b in pairs if a.sound]
+    return [f"after {_heard(a)}: {both(b)}" for a, b in pairs if a.sound]
 
 
 _LISTS: dict[str, tuple[str, Callable[[np.random.Generator, Timeline], list[str]]]] = {
@@ -74,13 +74,19 @@ def _shuffled_pairs(rng: np.random.Generator, timeline: Timeline) -> list[tuple[
     return [pairs[i] for i in rng.permutation(len(pairs))]
 
 
+def both(moment: Moment) -> str:
+    """What is heard, and the name of what is seen."""
+    return f"{_heard(moment)}, {_name(moment) or 'nothing'}"
+
+
 def _name(moment: Moment) -> str:
     if moment.is_covered:
         return "curtain"
     return "" if moment.thing is None else moment.thing.name
 
 
-def _seen(moment: Moment) -> str:
+def seen(moment: Moment) -> str:
+    """The thing, where it is and how it moves."""
     if moment.is_covered or moment.thing is None:
         return _name(moment) or "nothing"
     return f"{moment.thing.name} {moment.thing.place} {moment.thing.motion}"

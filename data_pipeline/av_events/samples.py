@@ -32,7 +32,7 @@ QUESTIONED = ("train", "test", "novel")  # splits whose clips have questions
 SPLITS = (*QUESTIONED, "pictures", "glimpses")
 TRAINING = ("base", "train")  # what a model from nothing learns from, in this order
 _SHARES = (0.72, 0.14, 0.14)
-_SHORT = 2  # pictures, and glimpses, for every clip of "train"
+_SHORT = 1  # pictures, and glimpses, for every clip of "train"
 _PIECES = 640  # of the tokenizer: a word of this world is mostly one
 CHECK_SEED = 1 << 32  # of no set: seeds of sets are below
 

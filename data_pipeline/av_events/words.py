@@ -1,8 +1,7 @@
-"""Exercises in words alone, for a model from nothing: to repeat, to look up, to pick an option.
+"""Exercises in words alone, for a model from nothing: to find a name again, and what goes with it.
 
-What is asked about a clip is asked in words, and its answer is a letter: whoever cannot copy a name
-from a question, or find the option that says it, cannot be told from who saw nothing. Names are
-those of the world, never novel ones.
+What is asked about a clip is asked in words: whoever cannot find a name of the question again
+cannot be told from who saw nothing. Names are those of the world, never novel ones.
 """
 
 from __future__ import annotations
@@ -12,12 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.av_events.questions import LETTERS, NUM_OPTIONS, relation_name
-from data_pipeline.av_events.world import MOTIONS, PLACES, RELATIONS, draw_names, draw_sounds
+from data_pipeline.av_events.world import draw_names, draw_sounds
 
-# What options of a question are, where they are not names.
-_OPTIONS = (PLACES, MOTIONS, tuple(relation_name(r) for r in RELATIONS))
-_PAIRS = 4
+_PAIRS = 4  # at most
 
 
 def exercises(rng: np.random.Generator, alike: bool) -> dict[str, dict[str, Any]]:
@@ -25,30 +21,26 @@ def exercises(rng: np.random.Generator, alike: bool) -> dict[str, dict[str, Any]
     return {name: make(rng, alike) for name, make in _KINDS.items()}
 
 
-def _repeat(rng, alike):
+def _chain(rng, alike):
+    """Names in a row, and again from one of them: places do not tell what follows."""
     names = [*_things(rng, 3, alike), *_sounds(rng, 3, alike)]
-    text = "; ".join(names[i] for i in rng.permutation(len(names)))
-    return {"question": f"Say again: {text}.", "answer": f"{text}."}
+    names = [names[i] for i in rng.permutation(len(names))]
+    first = int(rng.integers(len(names)))
+    again = "; ".join(names[first:] + names[:first])
+    return {
+        "question": f"Say again from the {names[first]}: {'; '.join(names)}.",
+        "answer": f"{again}.",
+    }
 
 
 def _recall(rng, alike):
     """Pairs, and one side of each again in another order: the other side is to be found."""
-    things, sounds = _things(rng, _PAIRS, alike), _sounds(rng, _PAIRS, alike)
+    count = int(rng.integers(2, _PAIRS + 1))
+    things, sounds = _things(rng, count, alike), _sounds(rng, count, alike)
     first, second = (things, sounds) if rng.random() < 0.5 else (sounds, things)
     given = "; ".join(f"{a}, {b}" for a, b in zip(things, sounds, strict=True))
-    pairs = [f"{first[i]}: {second[i]}" for i in rng.permutation(_PAIRS)]
+    pairs = [f"{first[i]}: {second[i]}" for i in rng.permutation(count)]
     return {"question": f"What goes together? {given}.", "answer": "; ".join(pairs) + "."}
-
-
-def _option(rng, alike):
-    """Every option once, in another order, and its letter."""
-    kind = int(rng.integers(2 + len(_OPTIONS)))
-    if kind < 2:
-        options = (_things, _sounds)[kind](rng, NUM_OPTIONS, alike)
-    else:
-        options = [_OPTIONS[kind - 2][i] for i in rng.permutation(NUM_OPTIONS)]
-    answers = [f"{options[i]}\n\\boxed{{{LETTERS[i]}}}" for i in rng.permutation(NUM_OPTIONS)]
-    return {"question": "Which letters?", "choices": options, "answer": "; ".join(answers)}
 
 
 def _things(rng, count, alike):
@@ -60,7 +52,6 @@ def _sounds(rng, count, alike):
 
 
 _KINDS: dict[str, Callable[[np.random.Generator, bool], dict[str, Any]]] = {
-    "repeat": _repeat,
+    "chain": _chain,
     "recall": _recall,
-    "option": _option,
 }

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-from latentomni_jax.backbone.config import ThinkerConfig
+from latentomni_jax.backbone.config import TextConfig, ThinkerConfig
 from latentomni_jax.backbone.layers import add_lora
 from latentomni_jax.backbone.sharding import param_shardings
 from latentomni_jax.backbone.thinker import Thinker, abstract_params
@@ -34,18 +35,25 @@ class Preset:
       config: makes its sizes, given token ids.
       pieces: of a tokenizer trained on the run's own text.
       embedding_scale: of the embeddings over those that checkpoints began with (0.02).
+      look_back: for each head of the decoder's first layer, how many positions before its own it
+        begins by looking at; None leaves it as it is.
     """
 
     config: Callable[..., ThinkerConfig]
     pieces: int
     embedding_scale: float = 1.0
+    look_back: tuple[int | None, ...] = ()
 
 
 PRESETS = {
     "tiny": Preset(ThinkerConfig.tiny, 512),
-    # What a position reads is soon forgotten among what a shallow decoder adds to it.
-    "small": Preset(ThinkerConfig.small, 640, embedding_scale=10.0),
+    # To find a name again, a model has to learn two things that help only together: to know what
+    # stood before a position, and to look for it. Begun with the first, it learns the second in
+    # hundreds of steps instead of thousands; so does one whose embeddings are not drowned by what a
+    # shallow decoder adds to them.
+    "small": Preset(ThinkerConfig.small, 640, embedding_scale=25.0, look_back=(1, None, 2, None)),
 }
+_LOOK_BACK_BIAS = 5.0  # of queries and keys: sharp among content scores of about 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,7 +63,7 @@ class Start:
     Attributes:
       directory: of the checkpoint; None for a model from nothing.
       tokenizer_dir: where its tokenizer is.
-      embedding_scale: of a model from nothing, over the usual 0.02.
+      preset: of a model from nothing.
     """
 
     directory: pathlib.Path | None
@@ -63,7 +71,7 @@ class Start:
     config: ThinkerConfig
     latent: LatentSpec
     media: MediaSpec
-    embedding_scale: float = 1.0
+    preset: Preset | None = None
 
 
 def find_start(
@@ -92,7 +100,7 @@ def find_start(
     if not tokenizer and not tokenizer_dir.is_dir():
         train_sentencepiece(texts(), tokenizer_dir, vocab_size=chosen.pieces)
     config, latent = model_for(tokenizer_dir, chosen.config)
-    return Start(None, tokenizer_dir, config, latent, MediaSpec(), chosen.embedding_scale)
+    return Start(None, tokenizer_dir, config, latent, MediaSpec(), chosen)
 
 
 def model_for(
@@ -116,8 +124,30 @@ def model_for(
 
 def _init(start: Start, key: jax.Array) -> dict[str, Any]:
     params = nn.meta.unbox(Thinker(start.config).init(key)["params"])
-    rows = params["text"]["embed_tokens"] * start.embedding_scale
-    return {**params, "text": {**params["text"], "embed_tokens": rows}}
+    preset, text = start.preset, params["text"]
+    rows = text["embed_tokens"] * preset.embedding_scale
+    layers = text["layers"]
+    if preset.look_back:
+        for name, bias in _look_back_biases(start.config.text, preset.look_back).items():
+            begun = layers[name]["bias"].at[0].set(bias)
+            layers = {**layers, name: {**layers[name], "bias": begun}}
+    return {**params, "text": {**text, "embed_tokens": rows, "layers": layers}}
+
+
+def _look_back_biases(text: TextConfig, offsets: Sequence[int | None]) -> dict[str, np.ndarray]:
+    """Query and key biases that the rotary embedding turns to one another at a head's offset."""
+    half = text.head_dim // 2
+    angles = text.rope_theta ** (-np.arange(half) / half)
+    queries = np.zeros((text.num_heads, 2, half), np.float32)
+    for head, offset in enumerate(offsets):
+        if offset is not None:
+            queries[head] = np.cos(angles * offset), -np.sin(angles * offset)
+    keys = np.zeros((text.num_kv_heads, 2, half), np.float32)
+    keys[:, 0] = 1
+    return {
+        "q_proj": _LOOK_BACK_BIAS * queries.ravel(),
+        "k_proj": _LOOK_BACK_BIAS * keys.ravel(),
+    }
 
 
 def abstract_start(start: Start, options: Objective, *, dtype: Any, lora_rank: int) -> Any:

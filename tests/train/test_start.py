@@ -33,7 +33,7 @@ def test_a_small_model_begins_with_loud_embeddings(tmp_path, options):
     params = load(start, options)
     count = sum(x.size for x in jax.tree.leaves(params))
     assert 0.7e6 < count < 1.5e6
-    assert np.asarray(params["text"]["embed_tokens"]).std() == pytest.approx(0.2, rel=0.05)
+    assert np.asarray(params["text"]["embed_tokens"]).std() == pytest.approx(0.5, rel=0.05)
     assert "lm_head" not in params["text"]  # tied
 
 

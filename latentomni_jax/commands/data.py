@@ -55,10 +55,8 @@ What is written:
                           things and sounds that the others never have
   train.jsonl, test.jsonl, novel.jsonl
                           questions, options, reasoning with latent blocks, answers
-  words.jsonl             exercises in words: a model from nothing learns to copy and look up,
-  pictures.jsonl          what short clips show: to see,
-  glimpses.jsonl          what is seen and heard in clips of two or three moments: to hear,
-  lists.jsonl             all that is in a training clip: and to find things
+  base.jsonl              for a model from nothing: exercises in words, what is seen in clips of one
+                          thing, all that is in clips of two or three moments and in training clips
   tokenizer               for a model from nothing, trained on these texts
   av_events/1.0.0         the truth as a TFDS dataset: timelines, timed captions, questions
 

@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from latentomni_jax.backbone.config import ThinkerConfig
+from latentomni_jax.backbone.layers import rotate
+from latentomni_jax.backbone.text import tmrope
 from latentomni_jax.layout import InputError
 from latentomni_jax.train.loop import Trainer, make_mesh
 from latentomni_jax.train.start import PRESETS, find_start, load_params
@@ -35,6 +38,36 @@ def test_a_small_model_begins_with_loud_embeddings(tmp_path, options):
     assert 0.7e6 < count < 1.5e6
     assert np.asarray(params["text"]["embed_tokens"]).std() == pytest.approx(0.5, rel=0.05)
     assert "lm_head" not in params["text"]  # tied
+
+
+def test_its_first_layer_begins_by_looking_back(tmp_path, options):
+    """Where contents say nothing, as far as the preset says, and nowhere in other heads."""
+    start = begin(tmp_path, "small")
+    layers = load(start, options)["text"]["layers"]
+    text = start.config.text
+    positions = jnp.broadcast_to(jnp.arange(40), (3, 1, 40))
+    q, k = (
+        rotate(
+            jnp.broadcast_to(
+                layers[name]["bias"][0].reshape(1, 1, count, -1), (1, 40, count, text.head_dim)
+            ),
+            *tmrope(text, positions),
+        )[0]
+        for name, count in (("q_proj", text.num_heads), ("k_proj", text.num_kv_heads))
+    )
+    k = jnp.repeat(k, text.num_heads // text.num_kv_heads, axis=1)
+    scores = np.array(jnp.einsum("qnh,knh->nqk", q, k)) * text.head_dim**-0.5
+    scores[:, ~np.tri(40, dtype=bool)] = -np.inf
+    offsets = PRESETS["small"].look_back
+    assert offsets == (1, None, 2, None)
+    for head, offset in zip(scores, offsets, strict=True):
+        if offset is None:
+            assert np.ptp(head[39]) == 0
+        else:
+            assert (head.argmax(axis=1)[offset:] == np.arange(40 - offset)).all()
+            chosen = scipy.special.softmax(head[39])
+            assert chosen[39 - offset] > 3 * np.delete(chosen, 39 - offset).max()
+    assert not np.any(layers["q_proj"]["bias"][1:]) and not np.any(layers["k_proj"]["bias"][1:])
 
 
 def test_rows_of_new_tokens_are_made_once(small_config, tmp_path):

@@ -1,7 +1,7 @@
 """The method in small, from an empty folder: clips, training, latent answers, scores, a page.
 
     python -m launch.demo                about a quarter of an hour on two cores
-    python -m launch.demo --quick        a few minutes: a smaller set, and a model that learned little
+    python -m launch.demo --quick        a few minutes: everything smaller, and little is learned
 
 A million parameters learn a drawn world of sights and sounds from nothing, through every part of
 the real system: mp4 files, feature cache, three stages of training, decoding with latent blocks.

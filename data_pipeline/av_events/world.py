@@ -199,7 +199,7 @@ def draw_timeline(
     Args:
       kind: see the module; the last two are never novel.
       novel: with things and sounds that are otherwise never drawn (a thing of every pair of one
-        colour is novel, and all novel sounds occur).
+        colour is novel, and three sounds are).
     """
     if kind in ("picture", "glimpse"):
         return _draw_short(rng, dial, kind)

@@ -93,7 +93,7 @@ def test_rows_of_new_tokens_are_made_once(small_config, tmp_path):
     assert sorted(changed) == sorted([further.spec.trigger_id, further.spec.stop_id])
 
 
-def test_sizes_survive_their_way_through_a_checkpoint(tmp_path):
+def test_sizes_survive_their_way_through_a_config_file():
     for preset in ("tiny", "small"):
         config = PRESETS[preset].config()
         assert ThinkerConfig.from_hf(config.to_hf()) == config

@@ -1,29 +1,29 @@
 """A model from nothing for the world of `latentomni data av-events`, in three stages on a CPU.
 
     latentomni data av-events --out events
-    for NAME in base train; do
-      latentomni data cache --data events/$NAME.jsonl --out events-cache/$NAME \\
-        --fps 4 --video-min-pixels 3136 --video-max-pixels 3136
-    done
-    latentomni train --config configs/av_events.py:pictures --workdir runs/pictures \\
-      --set data.cache=events-cache/base --set model.tokenizer=events/tokenizer
+    latentomni data cache --data events/base.jsonl --out events-cache \\
+      --fps 4 --video-min-pixels 3136 --video-max-pixels 3136
+    latentomni train --config configs/av_events.py:senses --workdir runs/senses \\
+      --set data.cache=events-cache --set model.tokenizer=events/tokenizer
     latentomni train --config configs/av_events.py:base --workdir runs/base \\
-      --set data.cache=events-cache/base --set model.directory=runs/pictures/model
+      --set data.cache=events-cache --set model.directory=runs/senses/model
     latentomni train --config configs/av_events.py:latentomni --workdir runs/latentomni \\
-      --set data.cache=events-cache/train --set model.directory=runs/base/model
+      --set data.cache=events-cache --set model.directory=runs/base/model
 
-"pictures" learns to see, from those samples of the base that are of one silent thing (no other
-fits its shape): beside sounds, which have more tokens, seeing would come last. "base" then learns
-to find names again, to hear, and what goes with what, all at once: taught one after the other,
-each is forgotten while the next is learned. "latentomni" learns to reason with latents. Written
-for the easy dial: clips of three seconds.
+"senses" learns to see and to hear, one thing or one sound at a time, and to find a word again.
+"base" learns what goes with what, and keeps the rest: taught one after the other, each is forgotten
+while the next is learned. "latentomni" learns to reason with latents, beside what it needs for it.
+Written for the easy dial: clips of three seconds.
 """
 
 from configs.tiny import get_config as tiny
 from latentomni_jax.layout import InputError
 
-STAGES = ("pictures", "base", "latentomni")
+STAGES = ("senses", "base", "latentomni")
 _PICTURE = dict(tokens=40, targets=8, blocks=0, frames=2, patches=16)
+_SOUND = _PICTURE | dict(tokens=56, chunks=1)
+_WORDS = dict(tokens=80, targets=32, blocks=0)
+_LIST = dict(tokens=200, targets=72, blocks=0, frames=6, patches=16, chunks=2)
 
 
 def get_config(name):
@@ -35,24 +35,30 @@ def get_config(name):
     c.model.frozen = ()
     c.checkpoint.every = 500
     c.optimizer.learning_rate = 1e-3
-    if name == "pictures":
-        c.shapes = (_PICTURE,)
-        c.optimizer.steps = 500
+    c.optimizer.b2 = 0.95
+    if name == "senses":
+        c.data.only = "^(words|pictures|sounds)-"
+        c.shapes = (_PICTURE, _SOUND, _WORDS)
+        c.optimizer.steps = 1200
     elif name == "base":
+        c.data.only = "^(words|pictures|glimpses)-|^train-[0-9]+-by-"
         c.shapes = (
             _PICTURE,
-            dict(tokens=80, targets=32, blocks=0),
+            _WORDS,
             dict(tokens=120, targets=40, blocks=0, frames=3, patches=16, chunks=1),
-            dict(tokens=200, targets=72, blocks=0, frames=6, patches=16, chunks=2),
+            _LIST,
         )
-        c.optimizer.steps = 2500
+        c.optimizer.steps = 3900
         c.objective.weight_bind = 1.0
     else:
+        c.data.only = "^train-[0-9]+-(?!by-time)"
         c.model.frozen = ("vision/",)
         # Fed anchors, even every other one, the words learn to read what the model cannot write;
         # fed states of a few Jacobi passes, they meet others when it answers.
         c.objective.mode = "rollout"
+        c.objective.weight_bind = 1.0
         c.shapes = (
+            _LIST,
             dict(
                 tokens=208, targets=32, blocks=1, frames=6, segment_frames=2, patches=16, chunks=2,
                 segment_chunks=1, visual_anchors=8, audio_anchors=12,
@@ -62,5 +68,5 @@ def get_config(name):
                 segment_chunks=2, visual_anchors=8, audio_anchors=12,
             ),
         )  # fmt: skip
-        c.optimizer.steps = 500
+        c.optimizer.steps = 600
     return c

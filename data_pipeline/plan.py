@@ -14,6 +14,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -160,6 +161,7 @@ def plan_records(
     *,
     seed: int = 0,
     reasoning: Reasoning = "latent",
+    only: str = "",
     on_error: Literal["skip", "fail"] = "skip",
 ) -> tuple[Plan, list[Skipped]]:
     """A plan for a feature cache. Reads its index only, no media.
@@ -167,16 +169,23 @@ def plan_records(
     Args:
       measure: the shape that an example needs; its media are blank, of the right sizes. May raise
         InputError for one that cannot be used.
+      only: regular expression that ids have to match somewhere; others are left out uncounted.
       on_error: "skip" leaves out records that fit no shape or cannot be used, "fail" raises.
 
     Raises:
-      InputError: as `Plan`, and with "fail" for the first such record.
+      InputError: as `Plan`, and with "fail" for the first such record; no id matches `only`.
     """
+    wanted = _matching(only)
     needs: list[BatchShape | None] = []
     skipped: list[Skipped] = []
+    found = 0
     for i in range(len(records)):
         trajectory, media = records.sizes(i)
         need = None
+        if not wanted.search(trajectory.id):
+            needs.append(need)
+            continue
+        found += 1
         try:
             need = measure(example_parts(tokenizer, trajectory, media, reasoning=reasoning))
             if not any(shape.fits(need) for shape in shapes):
@@ -186,7 +195,16 @@ def plan_records(
         if skipped and on_error == "fail":
             raise InputError("{!r} is {}: {}".format(*skipped[0]))
         needs.append(need)
+    if not found:
+        raise InputError(f"no id of {len(records)} records matches data.only {only!r}")
     return Plan(needs, shapes, batch_size, seed=seed), skipped
+
+
+def _matching(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"data.only is no regular expression: {pattern!r}: {error}") from None
 
 
 def _excess(need: BatchShape, shapes: Sequence[BatchShape]) -> str:

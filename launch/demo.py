@@ -39,8 +39,6 @@ from latentomni_jax.train.config import load
 from latentomni_jax.train.loop import Trainer
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "av_events.py")
-# Stages of training, and the data of each.
-STAGES = {"pictures": "base", "base": "base", "latentomni": "train"}
 VIEWS: dict[View, str] = {
     "both": "whole clip",
     "video": "pictures only",
@@ -65,15 +63,15 @@ class Scale:
         stages = {stage: 10 + _STEP_SECONDS[stage] * n for stage, n in self.steps.items()}
         return {
             "set": 3 + 0.04 * self.clips,
-            "cache": 3 + 0.08 * self.clips,
+            "cache": 3 + 0.055 * self.clips,
             **stages,
             "answers": 30 + 0.1 * self.questions,
         }
 
 
-_STEP_SECONDS = {"pictures": 0.05, "base": 0.12, "latentomni": 0.4}
-FULL = Scale(3000, 400, {"pictures": 500, "base": 2500, "latentomni": 500})
-QUICK = Scale(200, 120, {"pictures": 150, "base": 250, "latentomni": 50})
+_STEP_SECONDS = {"senses": 0.06, "base": 0.14, "latentomni": 0.27}
+FULL = Scale(3000, 400, {"senses": 1200, "base": 2300, "latentomni": 500})
+QUICK = Scale(200, 120, {"senses": 300, "base": 250, "latentomni": 50})
 
 
 class Agenda:
@@ -111,9 +109,9 @@ def main() -> None:
     with agenda.part("set", "A world is drawn and played"):
         world, guesses = make_world(out, scale, args.dial, args.seed)
     with agenda.part("cache", "Its clips become features"):
-        make_caches(out)
+        make_cache(out)
     model_directory = None
-    for stage in STAGES:
+    for stage in TITLES:
         with agenda.part(stage, TITLES[stage]):
             model_directory = train(stage, out, scale.steps[stage], args.seed, model_directory)
     with agenda.part("answers", "Unseen clips are asked about"):
@@ -135,8 +133,8 @@ def main() -> None:
 
 
 TITLES = {
-    "pictures": "From nothing: what things look like",
-    "base": "To copy, to see, to hear, and what goes with what",
+    "senses": "From nothing: to see, to hear, to copy words",
+    "base": "What goes with what",
     "latentomni": "Reasoning with latents",
 }
 
@@ -159,14 +157,11 @@ def guess_line(guesses: dict[str, dict[str, float]]) -> str:
     return ", ".join(f"{name} {100 * by['all']:.0f}%" for name, by in guesses.items())
 
 
-def make_caches(out: Path) -> None:
+def make_cache(out: Path) -> None:
     spec = dataclasses.replace(TRAINING_SPEC, **CACHE_OPTIONS)
-    for name in samples.TRAINING:
-        target = out / "cache" / name
-        if not (target / "meta.json").is_file():
-            data = out / "events" / f"{name}.jsonl"
-            summary = build_cache(data, target, spec, workers=os.cpu_count() or 1)
-            print(f"{name:<9} {summary.trajectories} samples")
+    if not (out / "cache" / "meta.json").is_file():
+        data = out / "events" / "base.jsonl"
+        print(build_cache(data, out / "cache", spec, workers=os.cpu_count() or 1))
 
 
 def train(stage: str, out: Path, steps: int, seed: int, start: Path | None) -> Path:
@@ -174,7 +169,7 @@ def train(stage: str, out: Path, steps: int, seed: int, start: Path | None) -> P
     settings = [
         f"seed={seed}",
         f"optimizer.steps={steps}",
-        f"data.cache={(out / 'cache' / STAGES[stage]).absolute()}",
+        f"data.cache={(out / 'cache').absolute()}",
         "log.tensorboard=False",
         f"model.directory={start}" if start else f"model.tokenizer={out / 'events' / 'tokenizer'}",
     ]
@@ -231,7 +226,7 @@ def show_one(model: LatentOmni, questions: list[Trajectory], root: Path) -> Show
 def write_report(out, model, shown, scores, world, guesses) -> Path:
     curves = {
         stage: [json.loads(line) for line in (out / stage / "metrics.jsonl").open()]
-        for stage in STAGES
+        for stage in TITLES
     }
     whole = scores[VIEWS["both"]]["all"]
     facts = {

@@ -15,7 +15,7 @@ from latentomni_jax.__main__ import main
 from launch import demo
 
 ROOT = Path(__file__).parents[1]
-SMALL = demo.Scale(14, 6, dict.fromkeys(demo.STAGES, 2))
+SMALL = demo.Scale(14, 6, dict.fromkeys(demo.TITLES, 2))
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +35,10 @@ def ran(tmp_path_factory):
 
 def test_it_tells_what_was_seen_and_how_it_went(ran):
     _, told = ran
-    assert "10 train, 2 test, 2 novel, 10 pictures, 10 glimpses" in told
+    assert "10 train, 2 test, 2 novel, 10 pictures, 10 sounds, 10 glimpses" in told
     assert "dial      easy: {'moments': 6" in told
     assert re.search(r"alone     best learned guess question \d+%, video \d+%, audio \d+%", told)
-    assert told.count("samples seen; loss") == len(demo.STAGES)
+    assert told.count("samples seen; loss") == len(demo.TITLES)
     for part in range(1, len(SMALL.seconds) + 1):
         assert f"[{part}/{len(SMALL.seconds)}] " in told
     assert told.count("min left)") == len(SMALL.seconds)
@@ -54,7 +54,7 @@ def test_the_page_has_all_sections(ran):
                     "Right answers", "Training"):  # fmt: skip
         assert f"<h2>{heading}</h2>" in page
     assert page.count("data:image/png;base64,") >= 3
-    for stage in demo.STAGES:
+    for stage in demo.TITLES:
         lines = [json.loads(line) for line in (out / stage / "metrics.jsonl").open()]
         assert [line["step"] for line in lines] == [0, 1]
 

@@ -27,9 +27,11 @@ def captions(timeline: Timeline) -> dict[str, list[tuple[float, float, str]]]:
 
 
 def lists(rng: np.random.Generator, timeline: Timeline) -> dict[str, tuple[str, str]]:
-    """Request and list of every kind that the clip has; of a picture what it shows."""
+    """Request and list of every kind that the clip has; of a picture or a sound what it is."""
     if timeline.kind == "picture":
-        return {"picture": ("What is this?", seen(timeline.moments[0]))}
+        return {"picture": ("What is seen?", seen(timeline.moments[0]))}
+    if timeline.kind == "sound":
+        return {"sound": ("What is heard?", _heard(timeline.moments[0]))}
     kinds = itertools.islice(_LISTS.items(), 3 if timeline.kind == "glimpse" else None)
     return {name: (ask, "; ".join(make(rng, timeline))) for name, (ask, make) in kinds}
 

@@ -143,7 +143,7 @@ def _context(rng, timeline):
 
 
 def _comparative(rng, timeline):
-    """Colour and motion of the things with two sounds: the same or not."""
+    """Shape and motion of the things with two sounds: the same or not."""
     wanted = RELATIONS[rng.integers(len(RELATIONS))]
     pairs = [
         pair
@@ -177,21 +177,21 @@ def _inference(rng, timeline):
 
 
 def _reasoning(rng, timeline):
-    """From a sound to its thing, to the other one of that colour, to its sound."""
+    """From a sound to its thing, to the other one of that shape, to its sound."""
     twins = [
         (one, other)
         for one, other in itertools.permutations(_clear(timeline), 2)
-        if one.thing.colour == other.thing.colour
+        if one.thing.shape == other.thing.shape
     ]
     one, other = twins[rng.integers(len(twins))]
     sounds = [m.sound.name for m in timeline.moments if m.sound and m not in (one, other)]
     return _question(
         rng, "reasoning",
-        f"Take the colour that is seen with the {one.sound.name}. Which sound is heard with the "
-        "other thing of that colour?",
+        f"Take the shape that is seen with the {one.sound.name}. Which sound is heard with the "
+        "other thing of that shape?",
         other.sound.name, sounds,
         f"I listen for the {one.sound.name}.{PAIR}{one.sound.name}: {seen(one)}. I look for the "
-        f"other {one.thing.colour} one.{PAIR}{other.thing.name}: {other.sound.name}.",
+        f"other {one.thing.shape}.{PAIR}{other.thing.name}: {other.sound.name}.",
         [one, other],
     )  # fmt: skip
 
@@ -200,6 +200,7 @@ _MAKERS: dict[str, tuple[Callable[..., Question], ...]] = {
     "plain": (_alignment, _sequence, _context, _comparative, _reasoning),
     "covered": (_inference,),
     "picture": (),
+    "sound": (),
     "glimpse": (),
 }
 TYPES = ("alignment", "sequence", "context", "comparative", "inference", "reasoning")
@@ -207,7 +208,7 @@ TYPES = ("alignment", "sequence", "context", "comparative", "inference", "reason
 
 def relation_name(relation: tuple[str, str]) -> str:
     """Of one of `world.RELATIONS`, as options say it."""
-    return f"{relation[0]} colour, {relation[1]} motion"
+    return f"{relation[0]} shape, {relation[1]} motion"
 
 
 def _clear(timeline: Timeline) -> list[Moment]:

@@ -29,10 +29,9 @@ from latentomni_jax.media.text import train_sentencepiece
 
 FORMAT = 1
 QUESTIONED = ("train", "test", "novel")  # splits whose clips have questions
-SPLITS = (*QUESTIONED, "pictures", "glimpses")
-TRAINING = ("base", "train")  # what a model from nothing learns from, in this order
+SPLITS = (*QUESTIONED, "pictures", "sounds", "glimpses")
 _SHARES = (0.72, 0.14, 0.14)
-_SHORT = 1  # pictures, and glimpses, for every clip of "train"
+_SHORT = 1  # pictures, sounds and glimpses for every clip of "train"
 _PIECES = 640  # of the tokenizer: a word of this world is mostly one
 CHECK_SEED = 1 << 32  # of no set: seeds of sets are below
 
@@ -43,7 +42,7 @@ class World:
 
     dial: Dial
     seed: int
-    clips: tuple[int, int, int, int, int]
+    clips: tuple[int, int, int, int, int, int]
 
     @classmethod
     def of(cls, clips: int, seed: int, dial: Dial) -> World:
@@ -54,12 +53,16 @@ class World:
             raise InputError(f"a seed lies in 0 .. 2^32 - 1, got {seed}")
         test, novel = (round(clips * share) for share in _SHARES[1:])
         train = clips - test - novel
-        return cls(dial, seed, (train, test, novel, _SHORT * train, _SHORT * train))
+        return cls(dial, seed, (train, test, novel, *[_SHORT * train] * 3))
 
     def draw(self, split: str, number: int) -> tuple[Timeline, list[Question]]:
         """The truth of a clip, and the questions about it."""
         rng = np.random.default_rng([self.seed, SPLITS.index(split), number])
-        kinds: dict[str, Kind] = {"pictures": "picture", "glimpses": "glimpse"}
+        kinds: dict[str, Kind] = {
+            "pictures": "picture",
+            "sounds": "sound",
+            "glimpses": "glimpse",
+        }
         kind = kinds.get(split, "covered" if number % 2 else "plain")
         timeline = draw_timeline(rng, self.dial, kind, novel=split == "novel")
         return timeline, ask(rng, timeline)
@@ -74,22 +77,14 @@ def clip_path(split: str, number: int) -> str:
 
 
 def write_samples(out: Path, world: World) -> None:
-    """Every file of samples, and the tokenizer that learned from those of `TRAINING`."""
-    for split, count in zip(QUESTIONED, world.clips, strict=False):
-        lines = []
-        for number in range(count):
-            _, questions = world.draw(split, number)
-            lines += [
-                question.to_sample(
-                    f"{split}-{number:05d}-{question.type}", clip_path(split, number)
-                )
-                for question in questions
-            ]
+    """Every file of samples, and the tokenizer that learned from "base"."""
+    trajectories = {split: _trajectories(world, split) for split in QUESTIONED}
+    for split, lines in trajectories.items():
         _write_jsonl(out / f"{split}.jsonl", lines)
-    base = [_list_samples(world, split) for split in ("pictures", "glimpses", "train")]
-    _write_jsonl(out / "base.jsonl", itertools.chain(_word_samples(world), *base))
-    texts = itertools.chain.from_iterable(_texts(out / f"{name}.jsonl") for name in TRAINING)
-    train_sentencepiece(texts, out / "tokenizer", vocab_size=_PIECES)
+    lists = [_list_samples(world, split) for split in (*SPLITS[3:], "train")]
+    base = itertools.chain(_word_samples(world), *lists, trajectories["train"])
+    _write_jsonl(out / "base.jsonl", base)
+    train_sentencepiece(_texts(out / "base.jsonl"), out / "tokenizer", vocab_size=_PIECES)
 
 
 def _texts(path: Path) -> Iterator[str]:
@@ -101,6 +96,17 @@ def _texts(path: Path) -> Iterator[str]:
         yield from re.split(r"<\|\w+\|>", chat)
         yield from sample.get("reasoning", "").split(PAIR)
         yield sample["answer"]
+
+
+def _trajectories(world: World, split: str) -> list[dict[str, Any]]:
+    lines = []
+    for number in range(world.clips[SPLITS.index(split)]):
+        _, questions = world.draw(split, number)
+        lines += [
+            question.to_sample(f"{split}-{number:05d}-{question.type}", clip_path(split, number))
+            for question in questions
+        ]
+    return lines
 
 
 def _list_samples(world: World, split: str) -> list[dict[str, Any]]:

@@ -34,11 +34,11 @@ def _chain(rng, alike):
 
 
 def _recall(rng, alike):
-    """Pairs, and one side of each again in another order: the other side is to be found."""
+    """Pairs, and their first sides again in another order: the second sides are to be found."""
     count = int(rng.integers(2, _PAIRS + 1))
     things, sounds = _things(rng, count, alike), _sounds(rng, count, alike)
     first, second = (things, sounds) if rng.random() < 0.5 else (sounds, things)
-    given = "; ".join(f"{a}, {b}" for a, b in zip(things, sounds, strict=True))
+    given = "; ".join(f"{a}, {b}" for a, b in zip(first, second, strict=True))
     pairs = [f"{first[i]}: {second[i]}" for i in rng.permutation(count)]
     return {"question": f"What goes together? {given}.", "answer": "; ".join(pairs) + "."}
 

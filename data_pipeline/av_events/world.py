@@ -5,10 +5,11 @@ only one of the two. What goes with what is decided by independent draws, so tha
 nor sounds alone tell. Kinds of clips:
 
 ```
-plain      three colours, two things of each     all places and motions occur
+plain      three shapes, two things of each      all places and motions occur
 covered    one moment has a curtain before its thing; its sound is that of another moment, whose
            thing it is
 picture    one thing, no sound      to learn from: what things look like,
+sound      one sound, no thing      what sounds sound like,
 glimpse    two or three moments     and what goes with what
 ```
 """
@@ -37,8 +38,8 @@ MOTIONS = ("still", "sliding", "falling", "growing")
 VOICES = ("tone", "buzz", "noise", "chord", "warble", "rattle")
 PITCHES = ("low", "middle", "high")
 RHYTHMS = ("steady", "pulsing")
-RELATIONS = tuple(itertools.product(("same", "other"), repeat=2))  # of colour, of motion
-Kind = Literal["plain", "covered", "picture", "glimpse"]
+RELATIONS = tuple(itertools.product(("same", "other"), repeat=2))  # of shape, of motion
+Kind = Literal["plain", "covered", "picture", "sound", "glimpse"]
 _CORE = 6  # moments of a clip that have both a thing and a sound, at least
 _COVERED_SHARE = 0.1  # of the moments of short clips
 _RARE = 3  # sounds of a novel clip that are novel
@@ -154,8 +155,8 @@ class Dial:
       moments: with both a thing and a sound, at least 6. alone: further ones with one of the two.
       seconds: of a moment. jitter: seconds that a sound may begin earlier or later than its thing.
       overlap: seconds that a sound goes on into the next moment. distractors: see `Timeline`.
-      alike: things of a clip may have one shape, and sounds one voice; without it the last word of
-        a name is enough to know it by.
+      alike: things of a clip may have one colour, and sounds one voice; without it a colour, or a
+        voice, is enough to know it by.
     """
 
     moments: int = 6
@@ -197,11 +198,11 @@ def draw_timeline(
     """A clip's truth.
 
     Args:
-      kind: see the module; the last two are never novel.
+      kind: see the module; the last three are never novel.
       novel: with things and sounds that are otherwise never drawn (a thing of every pair of one
-        colour is novel, and three sounds are).
+        shape is novel, and three sounds are).
     """
-    if kind in ("picture", "glimpse"):
+    if kind in ("picture", "sound", "glimpse"):
         return _draw_short(rng, dial, kind)
     both = dial.moments
     things = _draw_things(rng, dial, kind, novel)
@@ -233,23 +234,27 @@ def draw_timeline(
 
 def _draw_short(rng, dial, kind):
     """Everything drawn evenly, but things and sounds of a clip differ."""
-    count = 1 if kind == "picture" else int(rng.integers(2, 4))
-    sounds: list[Sound | None] = [None]
-    if kind == "glimpse":
-        sounds = [*draw_sounds(rng, count, dial.alike)]
-    moments, things = [], draw_names(rng, count, dial.alike)
+    count = int(rng.integers(2, 4)) if kind == "glimpse" else 1
+    things, sounds = draw_names(rng, count, dial.alike), draw_sounds(rng, count, dial.alike)
+    moments = []
     for i, (thing, sound) in enumerate(zip(things, sounds, strict=True)):
         thing = dataclasses.replace(
             thing, place=str(rng.choice(PLACES)), motion=str(rng.choice(MOTIONS))
         )
         span = (i * dial.seconds, (i + 1) * dial.seconds)
-        moments.append(Moment(*span, thing, sound, span, rng.random() < _COVERED_SHARE))
+        covered = rng.random() < _COVERED_SHARE
+        if kind == "picture":
+            moments.append(Moment(*span, thing, None, span, covered))
+        elif kind == "sound":
+            moments.append(Moment(*span, None, sound, span))
+        else:
+            moments.append(Moment(*span, thing, sound, span, covered))
     return Timeline(kind, tuple(moments), count * dial.seconds, dial.distractors)
 
 
 def draw_names(rng: np.random.Generator, count: int, alike: bool) -> list[Thing]:
     """Different things that training shows, their names alone; see `Dial.alike`."""
-    return _different(rng, KNOWN_THINGS, count, lambda thing: thing if alike else thing.shape)
+    return _different(rng, KNOWN_THINGS, count, lambda thing: thing if alike else thing.colour)
 
 
 def draw_sounds(
@@ -274,7 +279,7 @@ def _different(rng, values, count, key, chosen=()):
 
 
 def _draw_things(rng, dial, kind, novel):
-    """Things of different names; of a plain clip the first six are pairs of three colours, and
+    """Things of different names; of a plain clip the first six are pairs of three shapes, and
     have all places, all motions and all relations."""
     for _ in range(_TRIES):
         things = _try_things(rng, dial, novel)
@@ -292,27 +297,27 @@ def _draw_things(rng, dial, kind, novel):
 
 
 def _try_things(rng, dial, novel):
-    """Fewer than the dial has where no shape is left."""
-    colours, things = rng.permutation(list(COLOURS)), []
+    """Fewer than the dial has where no colour is left."""
+    shapes, things = rng.permutation(SHAPES), []
     for i in range(dial.moments + dial.alone):
-        # Three pairs; further things have other colours, so that a pair stays a pair.
-        colour = str(colours[i // 2] if i < _CORE else rng.choice(colours[3:]))
-        shapes = [
-            shape
-            for shape in SHAPES
-            if not any(t.shape == shape and (t.colour == colour or not dial.alike) for t in things)
+        # Three pairs; further things have other shapes, so that a pair stays a pair.
+        shape = str(shapes[i // 2] if i < _CORE else rng.choice(shapes[3:]))
+        colours = [
+            colour
+            for colour in COLOURS
+            if not any(t.colour == colour and (t.shape == shape or not dial.alike) for t in things)
             and Thing(colour, shape, "", "").is_novel == (novel and i % 2 == 0 and i < _CORE)
         ]
-        if not shapes:
+        if not colours:
             break
         place, motion = str(rng.choice(PLACES)), str(rng.choice(MOTIONS))
-        things.append(Thing(colour, str(rng.choice(shapes)), place, motion))
+        things.append(Thing(str(rng.choice(colours)), shape, place, motion))
     return things
 
 
 def relation(one: Thing, other: Thing) -> tuple[str, str]:
-    """Whether two things have the same colour, and the same motion."""
+    """Whether two things have the same shape, and the same motion."""
     return (
-        "same" if one.colour == other.colour else "other",
+        "same" if one.shape == other.shape else "other",
         "same" if one.motion == other.motion else "other",
     )

@@ -169,7 +169,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     events.add_argument(
         "--alike",
         action=argparse.BooleanOptionalAction,
-        help="things of a clip may share shapes, and sounds voices",
+        help="things of a clip may share colours, and sounds voices",
     )
     events.add_argument(
         "--workers",
@@ -271,11 +271,7 @@ def _av_events(args: argparse.Namespace) -> int:
     counts = ", ".join(f"{n} {s}" for s, n in zip(samples.SPLITS, world.clips, strict=True))
     options = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in CACHE_OPTIONS.items())
     print(f"{counts} clips in {time.monotonic() - started:.0f} s to {args.out}; next:")
-    for name in samples.TRAINING:
-        print(
-            f"  latentomni data cache --data {args.out}/{name}.jsonl --out {args.out}-{name}-cache "
-            f"{options}"
-        )
+    print(f"  latentomni data cache --data {args.out}/base.jsonl --out {args.out}-cache {options}")
     print("a learned guess from one modality (chance 25 %): " + ", ".join(
         f"{view} {of_type['all']:.0%}" for view, of_type in guesses.items()
     ))  # fmt: skip

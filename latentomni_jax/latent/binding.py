@@ -1,16 +1,18 @@
-"""L_bind, for models from nothing: what is heard knows what is seen then (not the paper's).
+"""L_bind, for models from nothing: sound knows what is seen then, and itself (not the paper's).
 
 A pretrained thinker has learned to bind sound to picture before latents are trained; a model from
 nothing has not, and answers alone teach it slowly. Here the prompt's sound positions of every frame
-have to single out their own frame among those of the clip:
+have to single out their own frame among those of the clip, and their own sound too: a state that
+learns to point to the picture alone points away from what is heard, and nobody finds a sound again.
 
 ```
 h_g   mean state, in the middle layer, of the sound positions from frame g on, up to the next frame
 v_g   mean encoder feature of frame g, less the mean over the clip, stop-gradient
+a_g   mean encoder feature of those sound positions, likewise
 ```
 
-Symmetric InfoNCE over the moments of a row, as in `latent.sync`. Features of a frame do not know
-its time, so that the clock alone does not solve it.
+Symmetric InfoNCE of h with v and of h with a over the moments of a row, as in `latent.sync`.
+Features of a frame do not know its time, so that the clock alone does not solve it.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ def binding_loss(
 
     Args:
       hidden: of any layer; the objective takes the middle one, so that later layers can use what
-        was bound. embeds: input embeddings, the features at picture positions.
+        was bound. embeds: input embeddings, the features at positions of media.
       log_scale: the temperature that L_sync has too.
     """
     valid, seen, heard = moments(batch)
@@ -64,12 +66,16 @@ def binding_loss(
         total = jnp.einsum("bsg,bsd->bgd", weight, x)
         return total / jnp.maximum(weight.sum(axis=1), 1)[..., None]
 
-    v = jax.lax.stop_gradient(mean_of(embeds, seen))
     count = jnp.maximum(valid.sum(axis=1), 1)[:, None, None]
-    v = v - jnp.sum(jnp.where(valid[..., None], v, 0), axis=1, keepdims=True) / count
-    scores = jnp.einsum("bgd,bhd->bgh", unit(mean_of(hidden, heard)), unit(v))
-    scores = scores * sync_scale(log_scale)
-    scores = jnp.where(valid[:, None] & valid[..., None], scores, -1e9)
-    own = jnp.diagonal(scores, axis1=1, axis2=2)
-    both = [jax.nn.logsumexp(scores, axis=axis) - own for axis in (1, 2)]
-    return jnp.sum(jnp.where(valid, sum(both) / 2, 0))
+    state = unit(mean_of(hidden, heard)) * sync_scale(log_scale)
+
+    def loss(frame):
+        x = jax.lax.stop_gradient(mean_of(embeds, frame))
+        x = x - jnp.sum(jnp.where(valid[..., None], x, 0), axis=1, keepdims=True) / count
+        scores = jnp.einsum("bgd,bhd->bgh", state, unit(x))
+        scores = jnp.where(valid[:, None] & valid[..., None], scores, -1e9)
+        own = jnp.diagonal(scores, axis1=1, axis2=2)
+        both = [jax.nn.logsumexp(scores, axis=axis) - own for axis in (1, 2)]
+        return jnp.sum(jnp.where(valid, sum(both) / 2, 0))
+
+    return loss(seen) + loss(heard)

@@ -54,6 +54,7 @@ def base() -> ml_collections.ConfigDict:
         {
             "cache": "",  # made by `latentomni data cache`
             "tiny": False,  # no cache: draw 16 clips into the work directory and train on those
+            "only": "",  # regular expression: train on those whose id matches it somewhere
             "reasoning": "latent",  # "text": Explicit Text CoT; "none": Vanilla SFT
             "on_misfit": "skip",  # an example that fits no shape: "skip" counts it, "fail" stops
             "workers": 0,  # processes that read and lay out batches

@@ -87,7 +87,8 @@ class Feed:
         self.accumulate, self.mesh = config.accumulate, mesh
         self.plan, self.skipped = plan_records(
             records, tokenizer, collator.measure, run.shapes, config.batch_size,
-            seed=config.seed, reasoning=config.data.reasoning, on_error=config.data.on_misfit,
+            seed=config.seed, reasoning=config.data.reasoning, only=config.data.only,
+            on_error=config.data.on_misfit,
         )  # fmt: skip
         index = (records.directory / "index.jsonl").read_bytes()
         self._index = hashlib.sha256(index).hexdigest()[:16]

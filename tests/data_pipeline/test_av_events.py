@@ -52,11 +52,11 @@ def true_options(timeline, question):
         return [o for o in question.options if o in (thing.place, thing.motion)]
     if question.type == "comparative":
         found = relation(*(things[name] for name in named_sounds))
-        return [f"{found[0]} colour, {found[1]} motion"]
+        return [f"{found[0]} shape, {found[1]} motion"]
     thing = things[named_sounds[0]]
     return [
         o for o in question.options
-        if things.get(o) and things[o].colour == thing.colour and things[o] != thing
+        if things.get(o) and things[o].shape == thing.shape and things[o] != thing
     ]  # fmt: skip
 
 
@@ -171,7 +171,7 @@ def made(tmp_path_factory, world):
 
 
 def test_the_set_is_what_was_drawn(made, world):
-    assert build.read_world(made) == world and world.clips == (10, 2, 2, 10, 10)
+    assert build.read_world(made) == world and world.clips == (10, 2, 2, 10, 10, 10)
     assert build.check_set(made) == []
     for split, count in zip(samples.QUESTIONED, world.clips, strict=False):
         trajectories, problems = read_jsonl(made / f"{split}.jsonl", max_blocks=3)
@@ -187,10 +187,12 @@ def test_the_set_is_what_was_drawn(made, world):
             assert abs(clip.duration - timeline.seconds) < 0.1 and clip.audio is not None
             heard = [start for start, _, _ in record["captions"]["audio"]]
             assert heard == [m.heard[0] for m in timeline.moments if m.sound]
-    base, problems = read_jsonl(made / "base.jsonl")
-    assert not problems and not any(t.segments for t in base)
+    everything, problems = read_jsonl(made / "base.jsonl")
+    assert not problems
+    base = [t for t in everything if not t.segments]
+    assert [t for t in everything if t.segments] == read_jsonl(made / "train.jsonl")[0]
     found = collections.Counter(t.path.split("/")[1].split("-")[0] if t.path else "" for t in base)
-    kinds = {"pictures": 1, "glimpses": 3, "train": 5}
+    kinds = {"pictures": 1, "sounds": 1, "glimpses": 3, "train": 5}
     assert found == {"": 20} | {
         split: kind * world.clips[samples.SPLITS.index(split)] for split, kind in kinds.items()
     }
@@ -242,17 +244,20 @@ def test_exercises_in_words_are_right():
         assert again == names[begin:] + names[:begin] and len(names) == 6
         firsts.add(begin)
         if seed % 2:
-            assert len({name.split()[-1] for name in names}) == 6
+            words_of = [name.split() for name in names]  # colour and shape; rhythm, pitch, voice
+            assert len({w[0] if len(w) == 2 else w[-1] for w in words_of}) == 6
         given = [set(p.split(", ")) for p in recall["question"][20:-1].split("; ")]
         found = [set(p.split(": ")) for p in recall["answer"][:-1].split("; ")]
         assert 2 <= len(found) == len(given) <= 4 and all(pair in given for pair in found)
     assert len(firsts) == 6
 
 
-def test_a_picture_is_silent_and_what_short_clips_show_is_never_novel():
+def test_short_clips_are_of_one_thing_or_one_sound_or_few_moments_never_novel():
     for seed in range(40):
         (moment,) = draw(kind="picture", seed=seed).moments
         assert moment.sound is None and not moment.thing.is_novel
+        (moment,) = draw(kind="sound", seed=seed).moments
+        assert moment.thing is None and not moment.sound.is_novel
         glimpse = draw(kind="glimpse", seed=seed)
         assert len(glimpse.moments) in (2, 3) and glimpse.seconds == len(glimpse.moments) / 2
         assert not any(m.thing.is_novel or m.sound.is_novel for m in glimpse.moments)
@@ -270,7 +275,7 @@ def test_a_broken_clip_is_named_and_the_set_comes_back_the_same(made, world, tmp
     names = [str(p.relative_to(made)) for p in made.rglob("*") if p.is_file()]
     records = [name for name in names if "array_record" in name]
     clips = [name for name in names if name.endswith(".mp4")]
-    assert len(clips) == sum(world.clips) and len(records) == 5
+    assert len(clips) == sum(world.clips) and len(records) == len(samples.SPLITS)
     same = [name for name in names if not name.endswith("dataset_info.json")]
     assert filecmp.cmpfiles(made, again, same, shallow=False)[0] == same
 

@@ -130,6 +130,15 @@ def test_bad_plans(change):
         Plan([SMALL], options["shapes"], options["batch_size"], seed=options["seed"])
 
 
+def test_only_the_records_whose_id_matches(records, tokenizer):
+    plan, skipped = plan_records(records, tokenizer, measure, [LARGE], 2, only="-000[1-3]$")
+    assert not skipped and np.flatnonzero(plan.shape_of >= 0).tolist() == [1, 2, 3]
+    with pytest.raises(InputError, match=r"no id of 16 records matches data\.only 'events'"):
+        plan_records(records, tokenizer, measure, [LARGE], 2, only="events")
+    with pytest.raises(InputError, match=r"no regular expression: '\('"):
+        plan_records(records, tokenizer, measure, [LARGE], 2, only="(")
+
+
 def test_over_long_records_are_named(records, tokenizer):
     shape = BatchShape(tokens=10_000, targets=1, frames=3)
     plan, skipped = plan_records(records, tokenizer, measure, [shape], 2)

@@ -39,13 +39,15 @@ def formula(hidden, embeds, log_scale, batch):
                 heard.setdefault(max(begun), []).append(s)
         if not heard:
             continue
-        v = np.stack([embeds[b, frames[g]].mean(0) for g in heard])
-        v = v - v.mean(0)
         h = np.stack([hidden[b, places].mean(0) for places in heard.values()])
-        v, h = (x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-12) for x in (v, h))
-        scores = h @ v.T * np.exp(log_scale)
-        for axis in (0, 1):
-            total += (np.log(np.exp(scores).sum(axis)) - np.diag(scores)).sum() / 2
+        h = h / np.sqrt((h * h).sum(-1, keepdims=True) + 1e-12)
+        for own in ([frames[g] for g in heard], heard.values()):
+            x = np.stack([embeds[b, places].mean(0) for places in own])
+            x = x - x.mean(0)
+            x = x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-12)
+            scores = h @ x.T * np.exp(log_scale)
+            for axis in (0, 1):
+                total += (np.log(np.exp(scores).sum(axis)) - np.diag(scores)).sum() / 2
     return total
 
 

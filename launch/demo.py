@@ -71,7 +71,7 @@ class Scale:
 
 _STEP_SECONDS = {"senses": 0.06, "base": 0.14, "latentomni": 0.27}
 FULL = Scale(3000, 400, {"senses": 1200, "base": 2300, "latentomni": 500})
-QUICK = Scale(200, 120, {"senses": 300, "base": 250, "latentomni": 50})
+QUICK = Scale(160, 120, {"senses": 200, "base": 200, "latentomni": 40})
 
 
 class Agenda:

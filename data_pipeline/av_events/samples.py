@@ -27,7 +27,7 @@ from latentomni_jax.media.chat import BUILT_IN_TEMPLATE, chat_prompt
 from latentomni_jax.media.processor import with_choices
 from latentomni_jax.media.text import train_sentencepiece
 
-FORMAT = 1
+FORMAT = 2
 QUESTIONED = ("train", "test", "novel")  # splits whose clips have questions
 SPLITS = (*QUESTIONED, "pictures", "sounds", "glimpses")
 _SHARES = (0.72, 0.14, 0.14)

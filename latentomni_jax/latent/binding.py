@@ -2,8 +2,8 @@
 
 A pretrained thinker has learned to bind sound to picture before latents are trained; a model from
 nothing has not, and answers alone teach it slowly. Here the prompt's sound positions of every frame
-have to single out their own frame among those of the clip, and their own sound too: a state that
-learns to point to the picture alone points away from what is heard, and nobody finds a sound again.
+have to single out their own frame among those of the clip, and their own sound too: asked for the
+picture alone, sounds are found again late, if at all (docs/results.md).
 
 ```
 h_g   mean state, in the middle layer, of the sound positions from frame g on, up to the next frame

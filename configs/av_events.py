@@ -34,21 +34,17 @@ def get_config(name):
     c.data.tiny = False
     c.model.frozen = ()
     c.checkpoint.every = 500
-    c.optimizer.learning_rate = 1e-3
+    c.optimizer.name = "muon"
+    c.optimizer.learning_rate = 2e-3
     c.optimizer.b2 = 0.95
     if name == "senses":
         c.data.only = "^(words|pictures|sounds)-"
         c.shapes = (_PICTURE, _SOUND, _WORDS)
-        c.optimizer.steps = 1200
+        c.optimizer.steps = 600
     elif name == "base":
-        c.data.only = "^(words|pictures|glimpses)-|^train-[0-9]+-by-"
-        c.shapes = (
-            _PICTURE,
-            _WORDS,
-            dict(tokens=120, targets=40, blocks=0, frames=3, patches=16, chunks=1),
-            _LIST,
-        )
-        c.optimizer.steps = 3900
+        c.data.only = "^(words|pictures)-|^train-[0-9]+-(by-|after-|twins)"
+        c.shapes = (_PICTURE, _WORDS, _LIST)
+        c.optimizer.steps = 2000
         c.objective.weight_bind = 1.0
     else:
         c.data.only = "^train-[0-9]+-(?!by-time)"

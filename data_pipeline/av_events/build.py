@@ -5,14 +5,14 @@
         av_events/1.0.0/  TFDS dataset, ArrayRecord files: clip, its hash, timeline, timed captions,
                           questions; written and read without TensorFlow
         base.jsonl        for a model from nothing: exercises in words alone, what is seen in clips
-                          of one thing, lists of what is seen and heard in clips of two or three
-                          moments and in the training clips, and the trajectories of these
+                          of one thing, lists of what is seen and heard in the training clips,
+                          and the trajectories of these
         train.jsonl       trajectories with latent blocks; test.jsonl, novel.jsonl the same
         tokenizer/        for a model from nothing, trained on the texts of these
 
 Every clip is drawn from (seed, split, number) alone, so splits share none, and any process can make
 any clip. The split "novel" has things and sounds that no other split has;
-"pictures", "sounds" and "glimpses" are short clips to learn from.
+"pictures" and "sounds" are short clips to learn from.
 """
 
 from __future__ import annotations

@@ -32,8 +32,7 @@ def lists(rng: np.random.Generator, timeline: Timeline) -> dict[str, tuple[str, 
         return {"picture": ("What is seen?", seen(timeline.moments[0]))}
     if timeline.kind == "sound":
         return {"sound": ("What is heard?", _heard(timeline.moments[0]))}
-    kinds = itertools.islice(_LISTS.items(), 3 if timeline.kind == "glimpse" else None)
-    return {name: (ask, "; ".join(make(rng, timeline))) for name, (ask, make) in kinds}
+    return {name: (ask, "; ".join(make(rng, timeline))) for name, (ask, make) in _LISTS.items()}
 
 
 def _by_time(rng, timeline):
@@ -58,12 +57,18 @@ def _after_sound(rng, timeline):
     return [f"after {_heard(a)}: {both(b)}" for a, b in pairs if a.sound]
 
 
+def _twins(rng, timeline):
+    pairs = twins(timeline)
+    return [beside(*pairs[i]) for i in rng.permutation(len(pairs))]
+
+
 _LISTS: dict[str, tuple[str, Callable[[np.random.Generator, Timeline], list[str]]]] = {
     "by-time": ("What is seen and heard?", _by_time),
     "by-thing": ("What is heard with each thing?", _by_thing),
     "by-sound": ("What is seen with each sound?", _by_sound),
     "after-thing": ("What follows each thing?", _after_thing),
     "after-sound": ("What follows each sound?", _after_sound),
+    "twins": ("What is heard with the other thing of each shape?", _twins),
 }
 
 
@@ -79,6 +84,18 @@ def _shuffled_pairs(rng: np.random.Generator, timeline: Timeline) -> list[tuple[
 def both(moment: Moment) -> str:
     """What is heard, and the name of what is seen."""
     return f"{_heard(moment)}, {_name(moment) or 'nothing'}"
+
+
+def twins(timeline: Timeline) -> list[tuple[Moment, Moment]]:
+    """Pairs of one shape, seen and heard, both ways round."""
+    clear = [m for m in timeline.moments if m.thing and m.sound and not m.is_covered]
+    pairs = itertools.permutations(clear, 2)
+    return [(one, other) for one, other in pairs if one.thing.shape == other.thing.shape]
+
+
+def beside(one: Moment, other: Moment) -> str:
+    """A thing, the other of its shape, and what is heard with that."""
+    return f"{_name(one)}, other {_name(other)}: {_heard(other)}"
 
 
 def _name(moment: Moment) -> str:

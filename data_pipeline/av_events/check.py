@@ -20,8 +20,8 @@ import scipy.optimize
 import scipy.special
 
 from data_pipeline.av_events import world
-from data_pipeline.av_events.questions import NUM_OPTIONS, TYPES, Question, relation_name
-from data_pipeline.av_events.world import RELATIONS, Moment, Timeline, relation
+from data_pipeline.av_events.questions import NUM_OPTIONS, TYPES, Question
+from data_pipeline.av_events.world import Moment, Timeline, relation
 from data_pipeline.trajectories import PAIR
 from latentomni_jax.layout import InputError
 
@@ -161,6 +161,5 @@ def _where(timeline: Timeline, option: str, view: View) -> list[int]:
 
 def _count_relation(timeline: Timeline, option: str) -> float:
     things = [m.thing for m in timeline.moments if m.thing is not None and not m.is_covered]
-    wanted = [r for r in RELATIONS if option == relation_name(r)]
-    pairs = [relation(a, b) in wanted for a, b in itertools.combinations(things, 2)]
+    pairs = [relation(a, b) == option for a, b in itertools.combinations(things, 2)]
     return float(np.mean(pairs or [0]))

@@ -19,6 +19,7 @@ SHAPES = ("disc", "square", "triangle")
 COLOURS = ((230, 80, 60), (70, 170, 90), (60, 110, 220))
 TONES = (262.0, 392.0, 523.0)  # Hz: C, G, C
 # With several threads or a lookahead, x264 writes other bytes each time.
+_FAST = {"aac_coder": "fast"}  # ten times as fast as the default; what it saves is not heard here
 _REPEATABLE = {"threads": "1", "rc-lookahead": "0"}
 
 
@@ -75,7 +76,7 @@ def write_clip(
         audio, layout = None, "mono"
         if sound is not None:
             layout = "stereo" if len(sound) == 2 else "mono"
-            audio = container.add_stream("aac", rate=rate, layout=layout)
+            audio = container.add_stream("aac", rate=rate, layout=layout, options=_FAST)
         for number, picture in enumerate(pictures):
             if not number:
                 video.height, video.width = picture.shape[:2]

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.av_events.captions import both, seen
+from data_pipeline.av_events.captions import beside, both, seen, twins
 from data_pipeline.av_events.world import (
     MOTIONS,
     PLACES,
@@ -154,7 +154,7 @@ def _comparative(rng, timeline):
     return _question(
         rng, "comparative",
         f"Compare what is seen with the {one.sound.name} and with the {other.sound.name}.",
-        relation_name(wanted), [relation_name(r) for r in RELATIONS if r != wanted],
+        wanted, [r for r in RELATIONS if r != wanted],
         f"I listen for the {one.sound.name}.{PAIR}{one.sound.name}: {seen(one)}. "
         f"I listen for the {other.sound.name}.{PAIR}{other.sound.name}: {seen(other)}.",
         [one, other],
@@ -178,12 +178,8 @@ def _inference(rng, timeline):
 
 def _reasoning(rng, timeline):
     """From a sound to its thing, to the other one of that shape, to its sound."""
-    twins = [
-        (one, other)
-        for one, other in itertools.permutations(_clear(timeline), 2)
-        if one.thing.shape == other.thing.shape
-    ]
-    one, other = twins[rng.integers(len(twins))]
+    pairs = twins(timeline)
+    one, other = pairs[rng.integers(len(pairs))]
     sounds = [m.sound.name for m in timeline.moments if m.sound and m not in (one, other)]
     return _question(
         rng, "reasoning",
@@ -191,7 +187,7 @@ def _reasoning(rng, timeline):
         "other thing of that shape?",
         other.sound.name, sounds,
         f"I listen for the {one.sound.name}.{PAIR}{one.sound.name}: {seen(one)}. I look for the "
-        f"other {one.thing.shape}.{PAIR}{other.thing.name}: {other.sound.name}.",
+        f"other {one.thing.shape}.{PAIR}{beside(one, other)}.",
         [one, other],
     )  # fmt: skip
 
@@ -201,14 +197,8 @@ _MAKERS: dict[str, tuple[Callable[..., Question], ...]] = {
     "covered": (_inference,),
     "picture": (),
     "sound": (),
-    "glimpse": (),
 }
 TYPES = ("alignment", "sequence", "context", "comparative", "inference", "reasoning")
-
-
-def relation_name(relation: tuple[str, str]) -> str:
-    """Of one of `world.RELATIONS`, as options say it."""
-    return f"{relation[0]} shape, {relation[1]} motion"
 
 
 def _clear(timeline: Timeline) -> list[Moment]:

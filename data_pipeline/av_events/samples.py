@@ -27,11 +27,11 @@ from latentomni_jax.media.chat import BUILT_IN_TEMPLATE, chat_prompt
 from latentomni_jax.media.processor import with_choices
 from latentomni_jax.media.text import train_sentencepiece
 
-FORMAT = 2
+FORMAT = 3
 QUESTIONED = ("train", "test", "novel")  # splits whose clips have questions
-SPLITS = (*QUESTIONED, "pictures", "sounds", "glimpses")
+SPLITS = (*QUESTIONED, "pictures", "sounds")
 _SHARES = (0.72, 0.14, 0.14)
-_SHORT = 1  # pictures, sounds and glimpses for every clip of "train"
+_SHORT = 1  # pictures and sounds for every clip of "train"
 _PIECES = 640  # of the tokenizer: a word of this world is mostly one
 CHECK_SEED = 1 << 32  # of no set: seeds of sets are below
 
@@ -42,7 +42,7 @@ class World:
 
     dial: Dial
     seed: int
-    clips: tuple[int, int, int, int, int, int]
+    clips: tuple[int, int, int, int, int]
 
     @classmethod
     def of(cls, clips: int, seed: int, dial: Dial) -> World:
@@ -53,16 +53,12 @@ class World:
             raise InputError(f"a seed lies in 0 .. 2^32 - 1, got {seed}")
         test, novel = (round(clips * share) for share in _SHARES[1:])
         train = clips - test - novel
-        return cls(dial, seed, (train, test, novel, *[_SHORT * train] * 3))
+        return cls(dial, seed, (train, test, novel, *[_SHORT * train] * 2))
 
     def draw(self, split: str, number: int) -> tuple[Timeline, list[Question]]:
         """The truth of a clip, and the questions about it."""
         rng = np.random.default_rng([self.seed, SPLITS.index(split), number])
-        kinds: dict[str, Kind] = {
-            "pictures": "picture",
-            "sounds": "sound",
-            "glimpses": "glimpse",
-        }
+        kinds: dict[str, Kind] = {"pictures": "picture", "sounds": "sound"}
         kind = kinds.get(split, "covered" if number % 2 else "plain")
         timeline = draw_timeline(rng, self.dial, kind, novel=split == "novel")
         return timeline, ask(rng, timeline)

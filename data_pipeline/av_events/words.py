@@ -1,4 +1,5 @@
-"""Exercises in words alone, for a model from nothing: to find a name again, and what goes with it.
+"""Exercises in words alone, for a model from nothing: to find a name again, what goes with it, and
+to compare.
 
 What is asked about a clip is asked in words: whoever cannot find a name of the question again
 cannot be told from who saw nothing. Names are those of the world, never novel ones.
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.av_events.world import draw_names, draw_sounds
+from data_pipeline.av_events.world import RELATIONS, draw_names, draw_sounds, draw_thing, relation
 
 _PAIRS = 4  # at most
 
@@ -43,6 +44,17 @@ def _recall(rng, alike):
     return {"question": f"What goes together? {given}.", "answer": "; ".join(pairs) + "."}
 
 
+def _compare(rng, alike):
+    """Two things, and whether they are of one shape and one motion."""
+    wanted = RELATIONS[rng.integers(len(RELATIONS))]
+    while True:
+        one, other = draw_thing(rng), draw_thing(rng)
+        if one.name != other.name and relation(one, other) == wanted:
+            break
+    said = ". ".join(f"{t.name} {t.place} {t.motion}" for t in (one, other))
+    return {"question": f"Compare. {said}.", "answer": f"{wanted}."}
+
+
 def _things(rng, count, alike):
     return [thing.name for thing in draw_names(rng, count, alike)]
 
@@ -54,4 +66,5 @@ def _sounds(rng, count, alike):
 _KINDS: dict[str, Callable[[np.random.Generator, bool], dict[str, Any]]] = {
     "chain": _chain,
     "recall": _recall,
+    "compare": _compare,
 }

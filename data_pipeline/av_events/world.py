@@ -9,8 +9,7 @@ plain      three shapes, two things of each      all places and motions occur
 covered    one moment has a curtain before its thing; its sound is that of another moment, whose
            thing it is
 picture    one thing, no sound      to learn from: what things look like,
-sound      one sound, no thing      what sounds sound like,
-glimpse    two or three moments     and what goes with what
+sound      one sound, no thing      and what sounds sound like
 ```
 """
 
@@ -38,10 +37,12 @@ MOTIONS = ("still", "sliding", "falling", "growing")
 VOICES = ("tone", "buzz", "noise", "chord", "warble", "rattle")
 PITCHES = ("low", "middle", "high")
 RHYTHMS = ("steady", "pulsing")
-RELATIONS = tuple(itertools.product(("same", "other"), repeat=2))  # of shape, of motion
-Kind = Literal["plain", "covered", "picture", "sound", "glimpse"]
+RELATIONS = tuple(
+    f"{shape} shape, {motion} motion" for shape in ("same", "other") for motion in ("same", "other")
+)
+Kind = Literal["plain", "covered", "picture", "sound"]
 _CORE = 6  # moments of a clip that have both a thing and a sound, at least
-_COVERED_SHARE = 0.1  # of the moments of short clips
+_COVERED_SHARE = 0.1  # of pictures
 _RARE = 3  # sounds of a novel clip that are novel
 _TRIES = 10_000
 
@@ -75,7 +76,8 @@ class Sound:
 
     @property
     def name(self) -> str:
-        return f"{self.rhythm} {self.pitch} {self.voice}"
+        """The voice first: who has found it can tell the rest from it (see docs/design.md)."""
+        return f"{self.voice} {self.pitch} {self.rhythm}"
 
     @property
     def is_novel(self) -> bool:
@@ -198,11 +200,11 @@ def draw_timeline(
     """A clip's truth.
 
     Args:
-      kind: see the module; the last three are never novel.
+      kind: see the module; the last two are never novel.
       novel: with things and sounds that are otherwise never drawn (a thing of every pair of one
         shape is novel, and three sounds are).
     """
-    if kind in ("picture", "sound", "glimpse"):
+    if kind in ("picture", "sound"):
         return _draw_short(rng, dial, kind)
     both = dial.moments
     things = _draw_things(rng, dial, kind, novel)
@@ -233,23 +235,21 @@ def draw_timeline(
 
 
 def _draw_short(rng, dial, kind):
-    """Everything drawn evenly, but things and sounds of a clip differ."""
-    count = int(rng.integers(2, 4)) if kind == "glimpse" else 1
-    things, sounds = draw_names(rng, count, dial.alike), draw_sounds(rng, count, dial.alike)
-    moments = []
-    for i, (thing, sound) in enumerate(zip(things, sounds, strict=True)):
-        thing = dataclasses.replace(
-            thing, place=str(rng.choice(PLACES)), motion=str(rng.choice(MOTIONS))
-        )
-        span = (i * dial.seconds, (i + 1) * dial.seconds)
-        covered = rng.random() < _COVERED_SHARE
-        if kind == "picture":
-            moments.append(Moment(*span, thing, None, span, covered))
-        elif kind == "sound":
-            moments.append(Moment(*span, None, sound, span))
-        else:
-            moments.append(Moment(*span, thing, sound, span, covered))
-    return Timeline(kind, tuple(moments), count * dial.seconds, dial.distractors)
+    """One moment, everything drawn evenly."""
+    span = (0.0, dial.seconds)
+    if kind == "sound":
+        (sound,) = draw_sounds(rng, 1, dial.alike)
+        moment = Moment(*span, None, sound, span)
+    else:
+        moment = Moment(*span, draw_thing(rng), None, span, bool(rng.random() < _COVERED_SHARE))
+    return Timeline(kind, (moment,), dial.seconds, dial.distractors)
+
+
+def draw_thing(rng: np.random.Generator) -> Thing:
+    """A thing that training shows, with a place and a motion."""
+    thing = KNOWN_THINGS[rng.integers(len(KNOWN_THINGS))]
+    place, motion = str(rng.choice(PLACES)), str(rng.choice(MOTIONS))
+    return dataclasses.replace(thing, place=place, motion=motion)
 
 
 def draw_names(rng: np.random.Generator, count: int, alike: bool) -> list[Thing]:
@@ -315,9 +315,10 @@ def _try_things(rng, dial, novel):
     return things
 
 
-def relation(one: Thing, other: Thing) -> tuple[str, str]:
-    """Whether two things have the same shape, and the same motion."""
-    return (
-        "same" if one.shape == other.shape else "other",
-        "same" if one.motion == other.motion else "other",
+def relation(one: Thing, other: Thing) -> str:
+    """One of `RELATIONS`: whether two things have the same shape, and the same motion."""
+    shape, motion = (
+        "same" if a == b else "other"
+        for a, b in ((one.shape, other.shape), (one.motion, other.motion))
     )
+    return f"{shape} shape, {motion} motion"

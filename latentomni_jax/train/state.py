@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from jax.sharding import Mesh, NamedSharding
 
 from latentomni_jax.backbone.types import Array
@@ -44,8 +45,14 @@ class TrainState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up; defaults are the paper's recipe where it gives one."""
+    """AdamW with linear warm-up; defaults are the paper's recipe where it gives one.
 
+    Attributes:
+      name: "adamw", or "muon": kernels move along orthogonalised momentum (arXiv 2502.16982, scaled
+        so that AdamW's rates hold), the rest by AdamW.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-5
     warmup_fraction: float = 0.05
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -57,6 +64,8 @@ class OptimizerConfig:
     eps: float = 1e-8
 
     def __post_init__(self):
+        if self.name not in ("adamw", "muon"):
+            raise InputError(f"the optimizer must be adamw or muon: {self.name!r}")
         if self.schedule not in ("linear", "cosine", "constant"):
             raise InputError(f"schedule must be linear, cosine or constant: {self.schedule!r}")
         if self.steps < 1 or not 0 <= self.warmup_fraction <= 1:
@@ -78,18 +87,25 @@ class OptimizerConfig:
         return optax.join_schedules([up, after], [warmup])
 
     def transformation(self) -> optax.GradientTransformation:
-        """Clip by global norm, then AdamW; matrices decay, vectors and scalars do not."""
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip_norm),
-            optax.adamw(
-                self.learning_rate_at(),
-                b1=self.b1,
-                b2=self.b2,
-                eps=self.eps,
-                weight_decay=self.weight_decay,
-                mask=_decays,
-            ),
+        """Clip by global norm, then the update; matrices decay, vectors and scalars do not."""
+        update = adamw = optax.adamw(
+            self.learning_rate_at(),
+            b1=self.b1,
+            b2=self.b2,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            mask=_decays,
         )
+        if self.name == "muon":
+            # It has an AdamW of its own for the rest, with Nesterov momentum: ours takes that.
+            muon = optax.contrib.muon(
+                self.learning_rate_at(),
+                weight_decay=self.weight_decay,
+                muon_weight_dimension_numbers=_muon_axes,
+                consistent_rms=0.2,
+            )
+            update = optax.partition({"muon": muon, "adamw": adamw}, _optimizer_of)
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), update)
 
 
 def _decays(params: Any) -> Any:
@@ -98,6 +114,24 @@ def _decays(params: Any) -> Any:
         lambda path, _: (
             path_name(path).rsplit("/", 1)[-1] in ("kernel", "embed_tokens", "lora_a", "lora_b")
         ),
+        params,
+    )
+
+
+def _optimizer_of(params: Any) -> Any:
+    """Muon for the matrices inside the model, AdamW for the rest (embeddings and head too)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "muon" if re.search(r"(?<!lm_head)/kernel$", path_name(path)) else "adamw",
+        params,
+    )
+
+
+def _muon_axes(params: Any) -> Any:
+    """Which axes are a matrix; those of a stack of layers are moved apart."""
+    axes = optax.contrib.MuonDimensionNumbers
+    return jax.tree_util.tree_map_with_path(
+        # A convolution of a few taps is one matrix from all its inputs.
+        lambda path, _: axes((0, 1), 2) if "/conv" in path_name(path) else axes(-2, -1),
         params,
     )
 

@@ -11,7 +11,7 @@ import pytest
 
 from data_pipeline.av_events import build, captions, questions, render, samples, words
 from data_pipeline.av_events.check import require_both, require_no_leak, single_modality
-from data_pipeline.av_events.world import COLOURS, DIALS, Dial, Timeline, draw_timeline, relation
+from data_pipeline.av_events.world import COLOURS, DIALS, Dial, Timeline, draw_timeline
 from data_pipeline.trajectories import PAIR, read_jsonl
 from latentomni_jax.__main__ import main
 from latentomni_jax.layout import InputError, MediaSpec
@@ -51,8 +51,12 @@ def true_options(timeline, question):
         thing = things[named_sounds[0]]
         return [o for o in question.options if o in (thing.place, thing.motion)]
     if question.type == "comparative":
-        found = relation(*(things[name] for name in named_sounds))
-        return [f"{found[0]} shape, {found[1]} motion"]
+        one, other = (things[name] for name in named_sounds)
+        shape, motion = (
+            "same" if getattr(one, name) == getattr(other, name) else "other"
+            for name in ("shape", "motion")
+        )
+        return [f"{shape} shape, {motion} motion"]
     thing = things[named_sounds[0]]
     return [
         o for o in question.options
@@ -171,7 +175,7 @@ def made(tmp_path_factory, world):
 
 
 def test_the_set_is_what_was_drawn(made, world):
-    assert build.read_world(made) == world and world.clips == (10, 2, 2, 10, 10, 10)
+    assert build.read_world(made) == world and world.clips == (10, 2, 2, 10, 10)
     assert build.check_set(made) == []
     for split, count in zip(samples.QUESTIONED, world.clips, strict=False):
         trajectories, problems = read_jsonl(made / f"{split}.jsonl", max_blocks=3)
@@ -192,18 +196,18 @@ def test_the_set_is_what_was_drawn(made, world):
     base = [t for t in everything if not t.segments]
     assert [t for t in everything if t.segments] == read_jsonl(made / "train.jsonl")[0]
     found = collections.Counter(t.path.split("/")[1].split("-")[0] if t.path else "" for t in base)
-    kinds = {"pictures": 1, "sounds": 1, "glimpses": 3, "train": 5}
-    assert found == {"": 20} | {
+    kinds = {"pictures": 1, "sounds": 1, "train": 6}
+    assert found == {"": 30} | {
         split: kind * world.clips[samples.SPLITS.index(split)] for split, kind in kinds.items()
     }
     tokenizer = load_tokenizer(made / "tokenizer")
-    text = "I listen for the steady low tone. The red disc is seen."
+    text = "I listen for the tone low steady. The red disc is seen."
     assert tokenizer.decode(ids := tokenizer.encode(text)) == text and len(ids) < 18
 
 
 def test_lists_say_what_is_true():
     """Every item of every list, read back with the timeline alone."""
-    for seed, kind in itertools.product(range(12), ("plain", "covered", "glimpse")):
+    for seed, kind in itertools.product(range(12), ("plain", "covered")):
         timeline = draw("medium", kind, seed)
         moments = timeline.moments
 
@@ -214,7 +218,7 @@ def test_lists_say_what_is_true():
             return m.sound.name if m.sound else "silence"
 
         found = captions.lists(np.random.default_rng(seed), timeline)
-        assert list(found) == list(captions._LISTS)[: 3 if kind == "glimpse" else 5]
+        assert list(found) == list(captions._LISTS)
         items = {name: text.split("; ") for name, (_, text) in found.items()}
         assert len(items["by-time"]) == len(moments)
         for moment, item in zip(moments, items["by-time"], strict=True):
@@ -228,13 +232,20 @@ def test_lists_say_what_is_true():
         pairs = list(itertools.pairwise(moments))
         for name, key in (("after-thing", seen), ("after-sound", heard)):
             true = {f"after {key(a)}: {heard(b)}, {seen(b)}" for a, b in pairs}
-            assert all(item in true for item in items.get(name, ()))
+            assert all(item in true for item in items[name])
+        clear = [m for m in moments if m.thing and m.sound and not m.is_covered]
+        true = {
+            f"{seen(a)}, other {seen(b)}: {heard(b)}"
+            for a, b in itertools.permutations(clear, 2)
+            if a.thing.shape == b.thing.shape
+        }
+        assert set(items["twins"]) == true and len(true) >= 4
     orders = [captions.lists(np.random.default_rng(s), timeline)["by-thing"][1] for s in range(9)]
     assert len(set(orders)) > 1
 
 
 def test_exercises_in_words_are_right():
-    firsts = set()
+    firsts, compared = set(), set()
     for seed in range(40):
         made = words.exercises(np.random.default_rng(seed), alike=seed % 2 == 0)
         chain, recall = made["chain"], made["recall"]
@@ -244,24 +255,27 @@ def test_exercises_in_words_are_right():
         assert again == names[begin:] + names[:begin] and len(names) == 6
         firsts.add(begin)
         if seed % 2:
-            words_of = [name.split() for name in names]  # colour and shape; rhythm, pitch, voice
-            assert len({w[0] if len(w) == 2 else w[-1] for w in words_of}) == 6
+            firsts_of = {name.split()[0] for name in names}  # the colour; the voice
+            assert len(firsts_of) == 6
         given = [set(p.split(", ")) for p in recall["question"][20:-1].split("; ")]
         found = [set(p.split(": ")) for p in recall["answer"][:-1].split("; ")]
         assert 2 <= len(found) == len(given) <= 4 and all(pair in given for pair in found)
-    assert len(firsts) == 6
+        one, other = (
+            t.split() for t in made["compare"]["question"][len("Compare. ") : -1].split(". ")
+        )
+        shape, motion = ("same" if one[k] == other[k] else "other" for k in (1, 3))
+        assert made["compare"]["answer"] == f"{shape} shape, {motion} motion." and one != other
+        compared.add(made["compare"]["answer"])
+    assert len(firsts) == 6 and len(compared) == 4
 
 
-def test_short_clips_are_of_one_thing_or_one_sound_or_few_moments_never_novel():
+def test_short_clips_are_of_one_thing_or_one_sound_never_novel():
     for seed in range(40):
         (moment,) = draw(kind="picture", seed=seed).moments
         assert moment.sound is None and not moment.thing.is_novel
         (moment,) = draw(kind="sound", seed=seed).moments
         assert moment.thing is None and not moment.sound.is_novel
-        glimpse = draw(kind="glimpse", seed=seed)
-        assert len(glimpse.moments) in (2, 3) and glimpse.seconds == len(glimpse.moments) / 2
-        assert not any(m.thing.is_novel or m.sound.is_novel for m in glimpse.moments)
-        assert questions.ask(np.random.default_rng(0), glimpse) == []
+        assert questions.ask(np.random.default_rng(0), draw(kind="sound", seed=seed)) == []
 
 
 def test_a_timeline_survives_json(world):

@@ -137,6 +137,7 @@ def test_gradients_that_are_not_finite_skip_the_step(small_config, tmp_path):
             marks=pytest.mark.slow,
         ),
         ("model.lora_rank=4",),
+        ("optimizer.name=muon",),
         ("model.dtype=bfloat16", "model.remat=full", "model.frozen=()"),
     ],
     ids=",".join,

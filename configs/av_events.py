@@ -47,7 +47,7 @@ def get_config(name):
         c.optimizer.steps = 2000
         c.objective.weight_bind = 1.0
     else:
-        c.data.only = "^train-[0-9]+-(?!by-time)"
+        c.data.only = r"^train-[0-9]+-(?!by-|after-thing|twins|\w+-silent)"
         c.model.frozen = ("vision/",)
         # Fed anchors, even every other one, the words learn to read what the model cannot write;
         # fed states of a few Jacobi passes, they meet others when it answers.

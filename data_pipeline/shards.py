@@ -6,6 +6,7 @@ its report last: a shard with a report is finished, whatever happened to the pro
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -96,7 +97,8 @@ def write_shards(
     done, shown = context.Value("q", 0), 0
     pool = ProcessPoolExecutor(min(workers, len(waiting)), context, _begin_worker, (done,))
     try:
-        running = {pool.submit(_work, shard): shard for shard in waiting}
+        with _one_blas_thread():
+            running = {pool.submit(_work, shard): shard for shard in waiting}
         while running:
             finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
             progress(done.value - shown)
@@ -111,6 +113,21 @@ def write_shards(
         ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """Processes that begin here multiply in one thread each; many would wait for one another.
+
+    NumPy's OpenBLAS reads the variable once, when it is loaded: too late for `_begin_worker`.
+    """
+    before = os.environ.get("OPENBLAS_NUM_THREADS")
+    os.environ["OPENBLAS_NUM_THREADS"] = before or "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OPENBLAS_NUM_THREADS"]
 
 
 def write_shard(shard: Shard, progress: Callable[[int], None] = lambda count: None) -> None:

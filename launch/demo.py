@@ -38,7 +38,7 @@ from latentomni_jax.model import LatentOmni
 from latentomni_jax.train.config import load
 from latentomni_jax.train.loop import Trainer
 
-CONFIG = str(Path(__file__).parents[1] / "configs" / "av_events.py")
+CONFIGS = Path(__file__).parents[1] / "configs"
 VIEWS: dict[View, str] = {
     "both": "whole clip",
     "video": "pictures only",
@@ -62,15 +62,15 @@ class Scale:
         """About how long every part takes on two cores."""
         stages = {stage: 10 + _STEP_SECONDS[stage] * n for stage, n in self.steps.items()}
         return {
-            "set": 3 + 0.04 * self.clips,
-            "cache": 3 + 0.055 * self.clips,
+            "set": 15 + 0.025 * self.clips,
+            "cache": 3 + 0.015 * self.clips,
             **stages,
             "answers": 30 + 0.1 * self.questions,
         }
 
 
-_STEP_SECONDS = {"senses": 0.06, "base": 0.14, "latentomni": 0.27}
-FULL = Scale(3000, 400, {"senses": 1200, "base": 2300, "latentomni": 500})
+_STEP_SECONDS = {"senses": 0.065, "base": 0.16, "latentomni": 0.26}
+FULL = Scale(3000, 400, {"senses": 600, "base": 2000, "latentomni": 500})
 QUICK = Scale(160, 120, {"senses": 200, "base": 200, "latentomni": 40})
 
 
@@ -107,19 +107,22 @@ def main() -> None:
     scale = QUICK if args.quick else FULL
     agenda, started = Agenda(scale.seconds), time.monotonic()
     with agenda.part("set", "A world is drawn and played"):
-        world, guesses = make_world(out, scale, args.dial, args.seed)
+        world, alone = make_world(out, scale, args.dial, args.seed)
     with agenda.part("cache", "Its clips become features"):
         make_cache(out)
     model_directory = None
     for stage in TITLES:
         with agenda.part(stage, TITLES[stage]):
-            model_directory = train(stage, out, scale.steps[stage], args.seed, model_directory)
+            model_directory = train(
+                f"av_events.py:{stage}", out, out / stage, scale.steps[stage], args.seed,
+                model_directory,
+            )  # fmt: skip
     with agenda.part("answers", "Unseen clips are asked about"):
         model = LatentOmni.from_pretrained(model_directory)
         questions = read_jsonl(out / "events" / "test.jsonl")[0][: scale.questions]
         scores = evaluate(model, questions, out / "events")
         shown = show_one(model, questions, out / "events")
-        path = write_report(out, model, shown, scores, world, guesses)
+        path = write_report(out, model, shown, scores, world, alone)
     minutes = (time.monotonic() - started) / 60
     print(
         f"\n{path} has it all to look at ({minutes:.1f} min). Ask it about any clip of its world:"
@@ -145,16 +148,12 @@ TITLES = {
 def make_world(out: Path, scale: Scale, dial: str, seed: int):
     """Clips, their truth and their questions; and how far one modality alone would get."""
     world = samples.World.of(scale.clips, seed, DIALS[dial])
-    guesses = build.make_set(out / "events", world, workers=os.cpu_count() or 1)
+    alone = build.make_set(out / "events", world, workers=os.cpu_count() or 1)
     counts = ", ".join(f"{n} {name}" for name, n in zip(samples.SPLITS, world.clips, strict=True))
     print(f"clips     {counts}")
     print(f"dial      {dial}: {dataclasses.asdict(world.dial)}")
-    print(f"alone     best learned guess {guess_line(guesses)} (chance 25%)")
-    return world, guesses
-
-
-def guess_line(guesses: dict[str, dict[str, float]]) -> str:
-    return ", ".join(f"{name} {100 * by['all']:.0f}%" for name, by in guesses.items())
+    print(f"alone     best learned guess {alone} (chance 25%)")
+    return world, alone
 
 
 def make_cache(out: Path) -> None:
@@ -164,8 +163,12 @@ def make_cache(out: Path) -> None:
         print(build_cache(data, out / "cache", spec, workers=os.cpu_count() or 1))
 
 
-def train(stage: str, out: Path, steps: int, seed: int, start: Path | None) -> Path:
-    """Trains a stage from the one before it; returns the directory of its model."""
+def train(config: str, out: Path, workdir: Path, steps: int, seed: int, start: Path | None) -> Path:
+    """Trains from an earlier stage's model, or from nothing; returns the model's directory.
+
+    Args:
+      config: `FILE:NAME` in `configs/`. out: has `events` and `cache`.
+    """
     settings = [
         f"seed={seed}",
         f"optimizer.steps={steps}",
@@ -173,7 +176,7 @@ def train(stage: str, out: Path, steps: int, seed: int, start: Path | None) -> P
         "log.tensorboard=False",
         f"model.directory={start}" if start else f"model.tokenizer={out / 'events' / 'tokenizer'}",
     ]
-    trainer = Trainer(load(f"{CONFIG}:{stage}", settings), (out / stage).absolute())
+    trainer = Trainer(load(f"{CONFIGS / config}", settings), workdir.absolute())
     print(trainer.describe())
     result = trainer.train()
     if result.model is None:
@@ -223,7 +226,7 @@ def show_one(model: LatentOmni, questions: list[Trajectory], root: Path) -> Show
     return shown
 
 
-def write_report(out, model, shown, scores, world, guesses) -> Path:
+def write_report(out, model, shown, scores, world, alone) -> Path:
     curves = {
         stage: [json.loads(line) for line in (out / stage / "metrics.jsonl").open()]
         for stage in TITLES
@@ -232,7 +235,7 @@ def write_report(out, model, shown, scores, world, guesses) -> Path:
     facts = {
         "right": f"{whole.right} of {whole.asked} unseen questions, {100 * whole.accuracy:.1f} % "
         f"(chance 25 %, p = {whole.p_value:.1e})",
-        "one modality alone": f"best learned guess {guess_line(guesses)}",
+        "one modality alone": f"best learned guess {alone}",
         "world": f"seed {world.seed}, {dataclasses.asdict(world.dial)}",
         "training": ", ".join(f"{len(lines)} steps of {name}" for name, lines in curves.items()),
         "latents": f"{model.latent.num_visual} visual + {model.latent.num_audio} audio a block",

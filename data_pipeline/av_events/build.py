@@ -1,12 +1,14 @@
 """The AV-Events set on disk: clips, their truth as a TFDS dataset, trajectories as JSON lines.
 
     DIR/world.json        dial, seed, counts: what makes the set, again to the bit
+        alone.json        how well one modality alone guesses
         clips/            SPLIT-00000.mp4 ...
         av_events/1.0.0/  TFDS dataset, ArrayRecord files: clip, its hash, timeline, timed captions,
                           questions; written and read without TensorFlow
         base.jsonl        for a model from nothing: exercises in words alone, what is seen in clips
                           of one thing, lists of what is seen and heard in the training clips,
-                          and the trajectories of these
+                          and their trajectories, also with reasoning that is silent about what
+                          is found
         train.jsonl       trajectories with latent blocks; test.jsonl, novel.jsonl the same
         tokenizer/        for a model from nothing, trained on the texts of these
 
@@ -27,7 +29,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tqdm
@@ -53,7 +55,7 @@ _MEASURED = 600  # clips on which a guess is fitted, and as many on which it is 
 
 def make_set(
     out: str | os.PathLike, world: World, *, workers: int = 1, progress: bool = True
-) -> dict[str, dict[str, float]]:
+) -> Alone:
     """Makes a set, or completes one that was interrupted, with the same result.
 
     Args:
@@ -61,7 +63,7 @@ def make_set(
       workers: processes that render.
 
     Returns:
-      How well a guess from one modality does, see `check.single_modality`.
+      How well a guess from one modality does.
 
     Raises:
       InputError: `out` is something else; the world's questions do not need both modalities.
@@ -69,8 +71,8 @@ def make_set(
     records.require_libraries()
     out = Path(out)
     _begin(out, world)
-    guesses = measure(world)
-    require_both(guesses, 3 * _MEASURED)  # two clips have six questions
+    alone = _measure_once(out, world)
+    require_both(alone.fresh, 3 * _MEASURED)  # two clips have six questions
     jobs = [(split, i) for split, n in zip(SPLITS, world.clips, strict=True) for i in range(n)]
     _render_all(out, world, jobs, workers, progress)
     write_samples(out, world)
@@ -79,20 +81,50 @@ def make_set(
         builder = _builder_class()(data_dir=str(out), file_format="array_record", out=out)
         builder.download_and_prepare()
         shutil.rmtree(out / "downloads", ignore_errors=True)  # TFDS makes it, nothing is in it
-    return guesses
+    return alone
 
 
-def measure(world: World) -> dict[str, dict[str, float]]:
-    """How well a learned guess from one modality answers questions of such a world."""
-    fresh = dataclasses.replace(world, seed=CHECK_SEED + world.seed)
-    items = []
-    for number in range(2 * _MEASURED):
-        timeline, questions = fresh.draw("test", number)
+class Alone(NamedTuple):
+    """Accuracies of a learned guess from one modality, see `check.single_modality`.
+
+    Attributes:
+      fresh: on many clips of such a world. test: on those of the set's own test split.
+    """
+
+    fresh: dict[str, dict[str, float]]
+    test: dict[str, dict[str, float]]
+
+    def __str__(self) -> str:
+        fresh, test = (
+            ", ".join(f"{view} {of_type['all']:.0%}" for view, of_type in found.items())
+            for found in self
+        )
+        return f"{fresh}; of this set's test questions {test}"
+
+
+def measure(world: World) -> Alone:
+    """How well a guess from one modality, fitted on other clips, answers such questions."""
+    other = dataclasses.replace(world, seed=CHECK_SEED + world.seed)
+    train = _items(other, range(_MEASURED))
+    tests = _items(other, range(_MEASURED, 2 * _MEASURED)), _items(world, range(world.clips[1]))
+    return Alone(*(single_modality(train, test) for test in tests))
+
+
+def _items(world, numbers):
+    found = []
+    for number in numbers:
+        timeline, questions = world.draw("test", number)
         for question in questions:
             require_no_leak(question)
-        items += [(timeline, question) for question in questions]
-    half = len(items) // 2
-    return single_modality(items[:half], items[half:])
+        found += [(timeline, question) for question in questions]
+    return found
+
+
+def _measure_once(out: Path, world: World) -> Alone:
+    path = out / "alone.json"
+    if not path.is_file():
+        write_text(path, json.dumps(measure(world)._asdict(), indent=1) + "\n")
+    return Alone(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def read_world(out: str | os.PathLike) -> World:

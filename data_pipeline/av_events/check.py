@@ -22,7 +22,6 @@ import scipy.special
 from data_pipeline.av_events import world
 from data_pipeline.av_events.questions import NUM_OPTIONS, TYPES, Question
 from data_pipeline.av_events.world import Moment, Timeline, relation
-from data_pipeline.trajectories import PAIR
 from latentomni_jax.layout import InputError
 
 View = Literal["question", "video", "audio"]
@@ -65,10 +64,10 @@ def require_both(accuracies: dict[View, dict[str, float]], count: int) -> None:
 def require_no_leak(question: Question) -> None:
     """Raises InputError where the reasoning names, before its first citation, what the question
     does not: it would tell the answer, or part of it, to who has no clip."""
-    before = set(_words(question.reasoning.partition(PAIR)[0]))
+    before = set(_words(question.steps[0][0]))
     if leaked := sorted((before & _WORDS) - set(_words(question.text))):
         raise InputError(
-            f"reasoning says {', '.join(leaked)} before it cites the clip: {question.reasoning!r}"
+            f"reasoning says {', '.join(leaked)} before it cites the clip: {question.reasoning()!r}"
         )
 
 

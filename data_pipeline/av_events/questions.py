@@ -5,7 +5,8 @@ heard, and the options are drawn so that for whoever knows only one side they ar
 first the answer is drawn evenly among values that occur, then a place in the clip that has it.
 
 Reasoning says nothing before its first citation that is not in the question; behind a citation it
-says what the lists of `captions` say. Answers are an option's words: to find the letter before them
+says what the lists of `captions` say, or, where it is silent, nothing: then only latents can carry
+what was found. Answers are an option's words: to find the letter before them
 is no part of seeing and hearing, and a small model from nothing learns it last.
 """
 
@@ -38,24 +39,33 @@ class Question:
 
     Attributes:
       type: one of `TYPES`. answer: index of the right option.
-      reasoning: text with a `PAIR` for each of `segments`, (start, end) in seconds.
+      steps: for each of `segments`, (start, end) in seconds, what is said before it is cited, and
+        what is found there.
     """
 
     type: str
     text: str
     options: tuple[str, ...]
     answer: int
-    reasoning: str
+    steps: tuple[tuple[str, str], ...]
     segments: tuple[tuple[float, float], ...]
 
-    def to_sample(self, id: str, video: str) -> dict[str, Any]:
+    def reasoning(self, *, silent: bool = False) -> str:
+        """Text with a `PAIR` for each segment; `silent` leaves out what is found."""
+        text = ""
+        for before, found in self.steps:
+            gap = " " if text and not text.endswith(PAIR) else ""
+            text += f"{gap}{before}{PAIR}{'' if silent else found}"
+        return text
+
+    def to_sample(self, id: str, video: str, *, silent: bool = False) -> dict[str, Any]:
         """The trajectory as `data_pipeline.trajectories` takes it."""
         return {
             "id": id,
             "video": video,
             "question": self.text,
             "choices": list(self.options),
-            "reasoning": self.reasoning,
+            "reasoning": self.reasoning(silent=silent),
             "segments": [list(segment) for segment in self.segments],
             "answer": f"\\boxed{{{self.options[self.answer]}}}",
             "metadata": {"type": self.type},
@@ -81,8 +91,8 @@ def _alignment(rng, timeline):
             rng, "alignment",
             f"Which sound is heard while the {target.thing.name} is seen?",
             target.sound.name, [m.sound.name for m in others],
-            f"I look for the {target.thing.name} and listen.{PAIR}"
-            f"{target.thing.name}: {target.sound.name}.",
+            [(f"I look for the {target.thing.name} and listen.",
+              f"{target.thing.name}: {target.sound.name}.")],
             [target],
         )  # fmt: skip
     others += [m for m in timeline.moments if m.sound is None]
@@ -90,8 +100,8 @@ def _alignment(rng, timeline):
         rng, "alignment",
         f"What is seen while the {target.sound.name} is heard?",
         target.thing.name, [m.thing.name for m in others],
-        f"I listen for the {target.sound.name} and look.{PAIR}"
-        f"{target.sound.name}: {seen(target)}.",
+        [(f"I listen for the {target.sound.name} and look.",
+          f"{target.sound.name}: {seen(target)}.")],
         [target],
     )  # fmt: skip
 
@@ -106,8 +116,8 @@ def _sequence(rng, timeline):
             rng, "sequence",
             f"Which sound is heard right after the {first.thing.name} was seen?",
             target.sound.name, [b.sound.name for _, b in pairs if b is not target],
-            f"I look for the {first.thing.name}.{PAIR}I listen to what follows.{PAIR}"
-            f"after {first.thing.name}: {both(target)}.",
+            [(f"I look for the {first.thing.name}.", ""),
+             ("I listen to what follows.", f"after {first.thing.name}: {both(target)}.")],
             [first, target],
         )  # fmt: skip
     pairs = [(a, b) for a, b in pairs if a.sound is not None and b.thing is not None]
@@ -116,8 +126,8 @@ def _sequence(rng, timeline):
         rng, "sequence",
         f"What is seen right after the {first.sound.name} was heard?",
         target.thing.name, [b.thing.name for _, b in pairs if b is not target],
-        f"I listen for the {first.sound.name}.{PAIR}I look at what follows.{PAIR}"
-        f"after {first.sound.name}: {both(target)}.",
+        [(f"I listen for the {first.sound.name}.", ""),
+         ("I look at what follows.", f"after {first.sound.name}: {both(target)}.")],
         [first, target],
     )  # fmt: skip
 
@@ -136,8 +146,8 @@ def _context(rng, timeline):
         rng, "context",
         f"{ask} while the {target.sound.name} is heard?",
         value, [v for v in values if v != value],
-        f"I listen for the {target.sound.name} and look.{PAIR}"
-        f"{target.sound.name}: {seen(target)}.",
+        [(f"I listen for the {target.sound.name} and look.",
+          f"{target.sound.name}: {seen(target)}.")],
         [target],
     )  # fmt: skip
 
@@ -155,8 +165,8 @@ def _comparative(rng, timeline):
         rng, "comparative",
         f"Compare what is seen with the {one.sound.name} and with the {other.sound.name}.",
         wanted, [r for r in RELATIONS if r != wanted],
-        f"I listen for the {one.sound.name}.{PAIR}{one.sound.name}: {seen(one)}. "
-        f"I listen for the {other.sound.name}.{PAIR}{other.sound.name}: {seen(other)}.",
+        [(f"I listen for the {m.sound.name}.", f"{m.sound.name}: {seen(m)}.")
+         for m in (one, other)],
         [one, other],
     )  # fmt: skip
 
@@ -170,8 +180,8 @@ def _inference(rng, timeline):
         rng, "inference",
         "Every thing has a sound of its own. What is behind the curtain?",
         shown.thing.name, [m.thing.name for m in others],
-        f"I listen at the curtain.{PAIR}curtain: {hidden.sound.name}. I look for it elsewhere."
-        f"{PAIR}{hidden.sound.name}: {seen(shown)}.",
+        [("I listen at the curtain.", f"curtain: {hidden.sound.name}."),
+         ("I look for it elsewhere.", f"{hidden.sound.name}: {seen(shown)}.")],
         [hidden, shown],
     )  # fmt: skip
 
@@ -186,8 +196,8 @@ def _reasoning(rng, timeline):
         f"Take the shape that is seen with the {one.sound.name}. Which sound is heard with the "
         "other thing of that shape?",
         other.sound.name, sounds,
-        f"I listen for the {one.sound.name}.{PAIR}{one.sound.name}: {seen(one)}. I look for the "
-        f"other {one.thing.shape}.{PAIR}{beside(one, other)}.",
+        [(f"I listen for the {one.sound.name}.", f"{one.sound.name}: {seen(one)}."),
+         ("I look for the other of that shape.", f"{beside(one, other)}.")],
         [one, other],
     )  # fmt: skip
 
@@ -212,7 +222,7 @@ def _question(
     text: str,
     right: str,
     others: Sequence[str],
-    reasoning: str,
+    steps: Sequence[tuple[str, str]],
     cited: Sequence[Moment],
 ) -> Question:
     """Options in random order: the right one, and three of the others."""
@@ -224,6 +234,6 @@ def _question(
         text,
         tuple(str(options[i]) for i in order),
         int(np.flatnonzero(order == 0)[0]),
-        reasoning,
+        tuple(steps),
         tuple(m.span for m in cited),
     )

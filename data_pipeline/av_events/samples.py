@@ -78,7 +78,8 @@ def write_samples(out: Path, world: World) -> None:
     for split, lines in trajectories.items():
         _write_jsonl(out / f"{split}.jsonl", lines)
     lists = [_list_samples(world, split) for split in (*SPLITS[3:], "train")]
-    base = itertools.chain(_word_samples(world), *lists, trajectories["train"])
+    silent = _trajectories(world, "train", silent=True)
+    base = itertools.chain(_word_samples(world), *lists, trajectories["train"], silent)
     _write_jsonl(out / "base.jsonl", base)
     train_sentencepiece(_texts(out / "base.jsonl"), out / "tokenizer", vocab_size=_PIECES)
 
@@ -94,12 +95,16 @@ def _texts(path: Path) -> Iterator[str]:
         yield sample["answer"]
 
 
-def _trajectories(world: World, split: str) -> list[dict[str, Any]]:
-    lines = []
+def _trajectories(world: World, split: str, *, silent: bool = False) -> list[dict[str, Any]]:
+    lines, mark = [], "-silent" if silent else ""
     for number in range(world.clips[SPLITS.index(split)]):
         _, questions = world.draw(split, number)
         lines += [
-            question.to_sample(f"{split}-{number:05d}-{question.type}", clip_path(split, number))
+            question.to_sample(
+                f"{split}-{number:05d}-{question.type}{mark}",
+                clip_path(split, number),
+                silent=silent,
+            )
             for question in questions
         ]
     return lines

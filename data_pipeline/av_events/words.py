@@ -1,5 +1,5 @@
-"""Exercises in words alone, for a model from nothing: to find a name again, what goes with it, and
-to compare.
+"""Exercises in words alone, for a model from nothing: to find a name again, what goes with it, what
+is said of it, and to compare.
 
 What is asked about a clip is asked in words: whoever cannot find a name of the question again
 cannot be told from who saw nothing. Names are those of the world, never novel ones.
@@ -55,6 +55,19 @@ def _compare(rng, alike):
     return {"question": f"Compare. {said}.", "answer": f"{wanted}."}
 
 
+def _tell(rng, alike):
+    """Where a thing is, or how it moves."""
+    thing = draw_thing(rng)
+    ask, answer = (
+        ("Where is the thing?", thing.place),
+        ("How does the thing move?", thing.motion),
+    )[rng.integers(2)]
+    return {
+        "question": f"{ask} {thing.name} {thing.place} {thing.motion}.",
+        "answer": f"{answer}.",
+    }
+
+
 def _things(rng, count, alike):
     return [thing.name for thing in draw_names(rng, count, alike)]
 
@@ -67,4 +80,5 @@ _KINDS: dict[str, Callable[[np.random.Generator, bool], dict[str, Any]]] = {
     "chain": _chain,
     "recall": _recall,
     "compare": _compare,
+    "tell": _tell,
 }

@@ -1,4 +1,4 @@
-"""Pictures for pages, as PNG data URIs: a clip, attention over it, loss curves, accuracies.
+"""Pictures for pages, as PNG data URIs: a clip, attention over it, losses, accuracies, a study.
 
 Needs matplotlib (`pip install latentomni_jax[report]`). Nothing is written to disk.
 """
@@ -14,6 +14,7 @@ import numpy as np
 import scipy.signal
 
 from latentomni_jax.evaluate.answers import Score
+from latentomni_jax.evaluate.study import Row
 from latentomni_jax.layout import Clip, InputError, MediaSpec
 
 _WIDTH = 9.0  # inches
@@ -28,6 +29,11 @@ def to_uri(figure: Any) -> str:
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
     _pyplot().close(figure)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def to_bytes(uri: str) -> bytes:
+    """The PNG file that a data URI holds."""
+    return base64.b64decode(uri.partition(",")[2])
 
 
 def film(clip: Clip, cited: Sequence[tuple[float, float]] = ()) -> str:
@@ -110,6 +116,24 @@ def accuracies(scores: Mapping[str, Mapping[str, Score]], chance: float) -> str:
     axis.set_xticks(range(len(types)), types)
     axis.set(ylabel="right, %", ylim=(0, 105))
     axis.legend(frameon=False, ncols=len(scores) + 1, loc="upper center", bbox_to_anchor=(0.5, 1.2))
+    return to_uri(figure)
+
+
+def study_rows(rows: Sequence[Row], chance: float) -> str:
+    """Accuracy of every row of a study: a dot for each seed, a line for their mean."""
+    figure, axis = _pyplot().subplots(
+        figsize=(_WIDTH, 0.8 + 0.28 * len(rows)), layout="constrained"
+    )
+    for place, row in enumerate(rows):
+        values = [100 * accuracy for accuracy in row.accuracies]
+        axis.plot(values, [place] * len(values), "o", color=_COLOURS[0], alpha=0.6)
+        axis.plot([100 * row.mean] * 2, [place - 0.3, place + 0.3], color=_COLOURS[1], linewidth=2)
+    axis.axvline(100 * chance, color="black", linewidth=1, linestyle="--", label="chance")
+    axis.axvline(100 * rows[0].mean, color=_COLOURS[1], linewidth=0.5)
+    axis.set_yticks(range(len(rows)), [row.name for row in rows])
+    axis.invert_yaxis()
+    axis.set(xlabel="right, % (dots: seeds, bars: their means)", xlim=(0, 100))
+    axis.grid(alpha=0.3, axis="x")
     return to_uri(figure)
 
 

@@ -1,17 +1,21 @@
-"""L_bind, for models from nothing: sound knows what is seen then, and itself (not the paper's).
+"""L_bind, for models from nothing: sound knows what is seen then, itself, and what was before.
 
 A pretrained thinker has learned to bind sound to picture before latents are trained; a model from
-nothing has not, and answers alone teach it slowly. Here the prompt's sound positions of every frame
-have to single out their own frame among those of the clip, and their own sound too: asked for the
-picture alone, sounds are found again late, if at all (docs/results.md).
+nothing has not, and answers alone teach it slowly (the paper has no such loss). Here the prompt's
+sound positions of every frame have to single out their own frame among those of the clip, and their
+own sound too: asked for the picture alone, sounds are found again late, if at all. They also have
+to single out frame and sound of the moment before: without, "what comes after" is not learned
+(docs/results.md).
 
 ```
 h_g   mean state, in the middle layer, of the sound positions from frame g on, up to the next frame
 v_g   mean encoder feature of frame g, less the mean over the clip, stop-gradient
 a_g   mean encoder feature of those sound positions, likewise
+R     a fixed rotation (channels rolled by half), so that one state has room for now and before
 ```
 
-Symmetric InfoNCE of h with v and of h with a over the moments of a row, as in `latent.sync`.
+The sum of symmetric InfoNCE of h_g with v_g, a_g, R v_(g-1) and R a_(g-1) over the moments of a
+row, as in `latent.sync`.
 Features of a frame do not know its time, so that the clock alone does not solve it.
 """
 
@@ -69,13 +73,18 @@ def binding_loss(
     count = jnp.maximum(valid.sum(axis=1), 1)[:, None, None]
     state = unit(mean_of(hidden, heard)) * sync_scale(log_scale)
 
-    def loss(frame):
-        x = jax.lax.stop_gradient(mean_of(embeds, frame))
-        x = x - jnp.sum(jnp.where(valid[..., None], x, 0), axis=1, keepdims=True) / count
+    def loss(x, valid):
         scores = jnp.einsum("bgd,bhd->bgh", state, unit(x))
         scores = jnp.where(valid[:, None] & valid[..., None], scores, -1e9)
         own = jnp.diagonal(scores, axis1=1, axis2=2)
         both = [jax.nn.logsumexp(scores, axis=axis) - own for axis in (1, 2)]
         return jnp.sum(jnp.where(valid, sum(both) / 2, 0))
 
-    return loss(seen) + loss(heard)
+    has_before = (number > 0) & valid & jnp.roll(valid, 1, axis=1)
+    total = jnp.zeros(())
+    for frame in (seen, heard):
+        x = jax.lax.stop_gradient(mean_of(embeds, frame))
+        x = x - jnp.sum(jnp.where(valid[..., None], x, 0), axis=1, keepdims=True) / count
+        before = jnp.roll(x, (1, x.shape[-1] // 2), axis=(1, 2))
+        total = total + loss(x, valid) + loss(before, has_before)
+    return total

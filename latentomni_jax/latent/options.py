@@ -58,3 +58,19 @@ class Objective:
                 raise InputError(f"{name} must be one of {legal}, got {getattr(self, name)!r}")
         if self.jacobi_passes < 1 or not 0 <= self.own_probability <= 1:
             raise InputError("need jacobi_passes >= 1 and 0 <= own_probability <= 1")
+
+    def extra_passes(self, blocks: int) -> int:
+        """Passes through the decoder that only make the states to feed (see `latent.passes`).
+
+        Args:
+          blocks: latent blocks of a row. Slots that are decoded one by one count as nothing: they
+            are few beside the rows of their passes.
+        """
+        if not blocks or not self.spec.num_latents:
+            return 0
+        return {
+            "teacher": 0,
+            "mixed": 1,
+            "jacobi": self.jacobi_passes - 1,
+            "rollout": blocks,
+        }[self.mode]

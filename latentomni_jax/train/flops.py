@@ -1,9 +1,9 @@
 """Model FLOPs of a training step, and the share of the machine's peak that they are (MFU).
 
 Counted: every matrix product of the forward pass and twice that for the backward pass of what
-trains (1x + 2x; frozen towers, and segments, which only make anchors, 1x), attention with its
-causal half only, the head for predicted positions only. Not counted: recomputation, padding,
-element-wise work.
+trains (1x + 2x; frozen towers, and segments, which only make anchors, 1x), the passes that make
+the states to feed (1x), attention with its causal half only, the head for predicted positions only.
+Not counted: recomputation, padding, element-wise work.
 """
 
 from __future__ import annotations
@@ -34,9 +34,16 @@ def peak(device_kind: str) -> float | None:
 
 
 def step_flops(
-    config: ThinkerConfig, batch: TrainBatch, frozen: tuple[str, ...] = ("vision",)
+    config: ThinkerConfig,
+    batch: TrainBatch,
+    frozen: tuple[str, ...] = ("vision",),
+    extra_passes: int = 0,
 ) -> float:
-    """FLOPs of one step over a host batch (any leading axes)."""
+    """FLOPs of one step over a host batch (any leading axes).
+
+    Args:
+      extra_passes: through the decoder without its head, see `Objective.extra_passes`.
+    """
     text = config.text
     lengths = np.asarray(batch.lengths, np.float64)
     heads = (2 * text.num_heads + 2 * text.num_kv_heads) * text.head_dim
@@ -44,10 +51,11 @@ def step_flops(
     decoder = 2 * text.num_layers * layer * lengths.sum()
     # Scores and values: 4 N H S a query, of which causality needs half.
     decoder += 2 * text.num_layers * text.num_heads * text.head_dim * (lengths**2).sum()
+    extra = extra_passes * decoder
     targets = float(np.sum(np.asarray(batch.target_weights) > 0))
     decoder += 2 * text.hidden_size * text.vocab_size * targets
 
-    total = 3 * decoder
+    total = 3 * decoder + extra
     for rows, times in ((batch.prompt, 3), (batch.segments, 1)):  # segments get no gradient
         total += (1 if "vision" in frozen else times) * _frame_flops(config.vision, rows)
         total += (1 if "audio" in frozen else times) * _sound_flops(config.audio, rows)

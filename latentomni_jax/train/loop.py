@@ -220,10 +220,15 @@ class Trainer:
         self, host: TrainBatch, per_second: float | None, seconds: float
     ) -> dict[str, float]:
         """Speed of a step; `host` is this process's part of the batch."""
-        rates = {"tokens_per_s": float(host.lengths.sum()) * jax.process_count() / seconds}
+        passes = self.options.extra_passes(host.triggers.shape[-1])
+        flops = step_flops(self.start.config, host, self.options.frozen, passes)
+        flops *= jax.process_count()
+        rates = {
+            "flops": flops,
+            "tokens_per_s": float(host.lengths.sum()) * jax.process_count() / seconds,
+        }
         if per_second:
-            flops = step_flops(self.start.config, host, self.options.frozen)
-            rates["mfu"] = flops * jax.process_count() / seconds / per_second
+            rates["mfu"] = flops / seconds / per_second
         return rates
 
     def _export(self, state: TrainState) -> pathlib.Path:

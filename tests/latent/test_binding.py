@@ -41,13 +41,19 @@ def formula(hidden, embeds, log_scale, batch):
             continue
         h = np.stack([hidden[b, places].mean(0) for places in heard.values()])
         h = h / np.sqrt((h * h).sum(-1, keepdims=True) + 1e-12)
+        numbers = list(heard)
+        late = [i for i, g in enumerate(numbers) if g - 1 in heard]
+        early = [numbers.index(numbers[i] - 1) for i in late]
+        half = embeds.shape[-1] // 2
         for own in ([frames[g] for g in heard], heard.values()):
             x = np.stack([embeds[b, places].mean(0) for places in own])
             x = x - x.mean(0)
             x = x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-12)
-            scores = h @ x.T * np.exp(log_scale)
-            for axis in (0, 1):
-                total += (np.log(np.exp(scores).sum(axis)) - np.diag(scores)).sum() / 2
+            rotated = np.concatenate([x[:, half:], x[:, :half]], axis=1)
+            for state, feature in ((h, x), (h[late], rotated[early])):
+                scores = state @ feature.T * np.exp(log_scale)
+                for axis in (0, 1):
+                    total += (np.log(np.exp(scores).sum(axis)) - np.diag(scores)).sum() / 2
     return total
 
 

@@ -1,0 +1,113 @@
+"""The study's launcher: rows are chosen, run once, and written between two marks."""
+
+import json
+
+import pytest
+
+from configs.av_events_study import ROWS
+from latentomni_jax.layout import InputError
+from latentomni_jax.train.config import load, resolve
+from launch import ablate, demo
+from tests.evaluate.test_study import result
+
+SMALL = demo.Scale(14, 4, dict.fromkeys(demo.TITLES, 2))
+
+
+def marked(path):
+    path.write_text(f"# Results\n\n{ablate._BEGIN}\nold\n{ablate._END}\n\n## Older\n")
+    return path
+
+
+def test_rows_are_chosen_by_group_and_name_the_reference_first():
+    assert ablate.choose(["main"])[:2] == ["latentomni", "text_cot"]
+    assert ablate.choose(["teacher", "split", "split_6_4"]) == [
+        "latentomni", "teacher", "split_6_4", "split_7_3", "split_9_1",
+    ]  # fmt: skip
+    assert ablate.choose(["silent_bottleneck", "flow"]) == [
+        "silent", "silent_bottleneck", "latentomni", "bottleneck",
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="no group or row 'all'; there are main, count"):
+        ablate.choose(["all"])
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_is_a_config(row):
+    run = resolve(load(f"{demo.CONFIGS}/av_events_study.py:{row}"))
+    assert run.raw.optimizer.name == "muon"
+    assert (max(shape.blocks for shape in run.shapes) > 0) == (run.raw.data.reasoning == "latent")
+
+
+@pytest.fixture
+def stubbed(monkeypatch, tmp_path):
+    """A study whose trainings are noted and done at once."""
+    trained = []
+
+    def train(config, out, workdir, steps, seed, start):
+        trained.append((config, seed, start and str(start.relative_to(out))))
+        (workdir / "model").mkdir(parents=True)
+        (workdir / "model" / "latentomni.json").touch()
+        return workdir / "model"
+
+    def make_world(out, *args, **kwargs):
+        (out / "events").mkdir(parents=True, exist_ok=True)
+        (out / "events" / "test.jsonl").touch()
+
+    monkeypatch.setattr(demo, "train", train)
+    monkeypatch.setattr(demo, "make_world", make_world)
+    monkeypatch.setattr(demo, "make_cache", lambda out: None)
+    monkeypatch.setattr(ablate.LatentOmni, "from_pretrained", lambda directory: None)
+    monkeypatch.setattr(
+        ablate, "ask", lambda model, row, seed, *rest: result(row, seed, [1, seed, 0, 1])
+    )
+    return trained
+
+
+def test_what_is_finished_is_not_done_again(stubbed, tmp_path):
+    out, report = tmp_path / "study", marked(tmp_path / "results.md")
+    rows = ["latentomni", "text_cot"]
+    ablate.run_all(out, SMALL, "easy", [0, 1], rows, report)
+    stages = [(f"av_events.py:{stage}", before) for stage, before in
+              (("senses", None), ("base", "senses/model"))]  # fmt: skip
+    expected = []
+    for seed in (0, 1):
+        home = f"seed-{seed}/"
+        expected += [(c, seed, before and home + before) for c, before in stages]
+        expected += [(f"av_events_study.py:{row}", seed, home + "base/model") for row in rows]
+    assert stubbed == expected
+    text = report.read_text()
+    assert text.startswith("# Results\n\n<!-- study") and text.endswith("\n\n## Older\n")
+    assert "\nold\n" not in text
+    assert "4 runs: 14 clips of the dial easy, steps of senses 2, base 2, latentomni 2; 4 " in text
+    assert "| latentomni | 2 | 62.5 ± 17.7 |" in text and "| text_cot | 2 |" in text
+    assert (tmp_path / "figures" / "study.png").read_bytes().startswith(b"\x89PNG")
+
+    ablate.run_all(out, SMALL, "easy", [0, 1], rows, report)
+    assert stubbed == expected
+    (out / "seed-1" / "text_cot" / "result.json").unlink()
+    (out / "seed-1" / "text_cot" / "model" / "latentomni.json").unlink()
+    (out / "seed-1" / "text_cot" / "model").rmdir()
+    ablate.run_all(out, SMALL, "easy", [0, 1], rows, report)
+    assert stubbed[len(expected) :] == [expected[-1]]
+    assert report.read_text() == text
+
+
+def test_what_cannot_be_written_or_mixed_is_named(stubbed, tmp_path):
+    out, report = tmp_path / "study", marked(tmp_path / "results.md")
+    with pytest.raises(InputError, match="study: has no result yet"):
+        ablate.write_report(out, report)
+    ablate.run_all(out, SMALL, "easy", [0], ["latentomni"], report)
+    with pytest.raises(InputError, match=r"holds a study of .*'clips': 14.*not of .*'clips': 20"):
+        ablate.run_all(out, demo.Scale(20, 4, SMALL.steps), "easy", [0], ["latentomni"], report)
+    report.write_text("# no marks\n")
+    with pytest.raises(InputError, match=r"results.md: lacks the lines"):
+        ablate.write_report(out, report)
+
+
+@pytest.mark.slow
+def test_it_trains_and_asks(tmp_path):
+    out, report = tmp_path / "study", marked(tmp_path / "results.md")
+    ablate.run_all(out, SMALL, "easy", [0], ["latentomni", "text_cot"], report)
+    taken = json.loads((out / "seed-0" / "text_cot" / "result.json").read_text())
+    assert taken["settings"] == {"data.reasoning": "text"} and len(taken["right"]) == 4
+    assert taken["flops"] > 0 and taken["seconds"] > 0 and taken["steps"] == 2
+    assert "| latentomni | 1 |" in report.read_text()

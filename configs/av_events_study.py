@@ -46,7 +46,7 @@ GROUPS = {
     "flow": {"bottleneck": {"latent.flow": "bottleneck"}},
     # Reasoning that does not say what it found: only latents can carry that to the next step.
     "silent": {
-        name: {"data.only": r"^train-[0-9]+-(after-sound$|\w+-silent)"} | settings
+        name: {"data.only": r"^train-[0-9]+-(by-thing|by-sound|after-|twins|\w+-silent)|-(tell|compare)$"} | settings
         for name, settings in {
             "silent": {},
             "silent_text_cot": ABLATIONS["text_cot"],
@@ -67,6 +67,6 @@ def get_config(name):
     c = av_events("latentomni")
     c.update_from_flattened_dict(ROWS[name])
     if c.data.reasoning != "latent":  # no blocks, and with text more to say
-        shape = dict(c.shapes[0])
-        c.shapes = (shape, shape | dict(tokens=232, targets=48))
+        words, shape = map(dict, c.shapes[:2])
+        c.shapes = (words, shape, shape | dict(tokens=232, targets=48))
     return c

@@ -23,6 +23,7 @@ from pathlib import Path
 import jax
 import tqdm
 
+from configs.av_events import STAGES
 from configs.av_events_study import GROUPS, ROWS
 from data_pipeline.trajectories import Trajectory, read_jsonl
 from latentomni_jax.evaluate import plots, study
@@ -99,7 +100,7 @@ def run_all(
         home, start = out / f"seed-{seed}", None
         demo.make_world(home, scale, dial, seed)
         demo.make_cache(home)
-        stages = [*((stage, f"av_events.py:{stage}") for stage in ("senses", "base"))]
+        stages = [(stage, f"av_events.py:{stage}") for stage in STAGES[:-1]]
         for stage, config in [*stages, (row, f"av_events_study.py:{row}")]:
             model = home / stage / "model"
             if not (model / "latentomni.json").is_file():

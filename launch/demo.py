@@ -4,7 +4,7 @@
     python -m launch.demo --quick        a few minutes: everything smaller, and little is learned
 
 A million parameters learn a drawn world of sights and sounds from nothing, through every part of
-the real system: mp4 files, feature cache, three stages of training, decoding with latent blocks.
+the real system: mp4 files, feature cache, four stages of training, decoding with latent blocks.
 Run it from the repository's root; `bash launch/demo.sh` also installs what it needs. Interrupted,
 it goes on where it was.
 """
@@ -69,9 +69,9 @@ class Scale:
         }
 
 
-_STEP_SECONDS = {"senses": 0.065, "base": 0.16, "latentomni": 0.26}
-FULL = Scale(3000, 400, {"senses": 600, "base": 2000, "latentomni": 500})
-QUICK = Scale(160, 120, {"senses": 200, "base": 200, "latentomni": 40})
+_STEP_SECONDS = {"senses": 0.065, "base": 0.16, "order": 0.18, "latentomni": 0.26}
+FULL = Scale(3000, 400, {"senses": 600, "base": 1200, "order": 700, "latentomni": 600})
+QUICK = Scale(160, 120, {"senses": 200, "base": 150, "order": 50, "latentomni": 40})
 
 
 class Agenda:
@@ -138,6 +138,7 @@ def main() -> None:
 TITLES = {
     "senses": "From nothing: to see, to hear, to copy words",
     "base": "What goes with what",
+    "order": "What comes after what",
     "latentomni": "Reasoning with latents",
 }
 

@@ -67,17 +67,16 @@ def test_what_is_finished_is_not_done_again(stubbed, tmp_path):
     rows = ["latentomni", "text_cot"]
     ablate.run_all(out, SMALL, "easy", [0, 1], rows, report)
     stages = [(f"av_events.py:{stage}", before) for stage, before in
-              (("senses", None), ("base", "senses/model"))]  # fmt: skip
+              (("senses", None), ("base", "senses/model"), ("order", "base/model"))]  # fmt: skip
     expected = []
     for seed in (0, 1):
-        home = f"seed-{seed}/"
-        expected += [(c, seed, before and home + before) for c, before in stages]
-        expected += [(f"av_events_study.py:{row}", seed, home + "base/model") for row in rows]
+        expected += [(config, seed, before) for config, before in stages]
+        expected += [(f"av_events_study.py:{row}", seed, "order/model") for row in rows]
     assert stubbed == expected
     text = report.read_text()
     assert text.startswith("# Results\n\n<!-- study") and text.endswith("\n\n## Older\n")
     assert "\nold\n" not in text
-    assert "4 runs: 14 clips of the dial easy, steps of senses 2, base 2, latentomni 2; 4 " in text
+    assert "4 runs: 14 clips of the dial easy, steps of senses 2, base 2, order 2, latent" in text
     assert "| latentomni | 2 | 62.5 ± 17.7 |" in text and "| text_cot | 2 |" in text
     assert (tmp_path / "figures" / "study.png").read_bytes().startswith(b"\x89PNG")
 

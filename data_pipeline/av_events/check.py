@@ -62,9 +62,9 @@ def require_both(accuracies: dict[View, dict[str, float]], count: int) -> None:
 
 
 def require_no_leak(question: Question) -> None:
-    """Raises InputError where the reasoning names, before its first citation, what the question
-    does not: it would tell the answer, or part of it, to who has no clip."""
-    before = set(_words(question.steps[0][0]))
+    """Raises InputError where the reasoning names, before it cites, what the question does not: it
+    would tell the answer, or part of it, to who has no clip; and silent reasoning would tell it."""
+    before = set(_words(" ".join(said for said, _ in question.steps)))
     if leaked := sorted((before & _WORDS) - set(_words(question.text))):
         raise InputError(
             f"reasoning says {', '.join(leaked)} before it cites the clip: {question.reasoning()!r}"

@@ -3,9 +3,9 @@
 A pretrained thinker has learned to bind sound to picture before latents are trained; a model from
 nothing has not, and answers alone teach it slowly (the paper has no such loss). Here the prompt's
 sound positions of every frame have to single out their own frame among those of the clip, and their
-own sound too: asked for the picture alone, sounds are found again late, if at all. They also have
-to single out frame and sound of the moment before: without, "what comes after" is not learned
-(docs/results.md).
+own sound too: asked for the picture alone, sounds are found again late, if at all. With `before`
+they also have to single out frame and sound of the moment before: without, "what comes after" is
+not learned; from the first step on, it is in the way of the rest (docs/results.md).
 
 ```
 h_g   mean state, in the middle layer, of the sound positions from frame g on, up to the next frame
@@ -14,8 +14,8 @@ a_g   mean encoder feature of those sound positions, likewise
 R     a fixed rotation (channels rolled by half), so that one state has room for now and before
 ```
 
-The sum of symmetric InfoNCE of h_g with v_g, a_g, R v_(g-1) and R a_(g-1) over the moments of a
-row, as in `latent.sync`.
+The sum of symmetric InfoNCE of h_g with v_g and a_g, and with R v_(g-1) and R a_(g-1), over the
+moments of a row, as in `latent.sync`.
 Features of a frame do not know its time, so that the clock alone does not solve it.
 """
 
@@ -53,6 +53,8 @@ def binding_loss(
     embeds: Float[Array, "B S D"],
     log_scale: Float[Array, ""],
     batch: TrainBatch,
+    *,
+    before: bool = False,
 ) -> Float[Array, ""]:
     """L_bind summed over moments.
 
@@ -60,6 +62,7 @@ def binding_loss(
       hidden: of any layer; the objective takes the middle one, so that later layers can use what
         was bound. embeds: input embeddings, the features at positions of media.
       log_scale: the temperature that L_sync has too.
+      before: the moment before is asked for too.
     """
     valid, seen, heard = moments(batch)
     number = jnp.arange(valid.shape[1])
@@ -85,6 +88,8 @@ def binding_loss(
     for frame in (seen, heard):
         x = jax.lax.stop_gradient(mean_of(embeds, frame))
         x = x - jnp.sum(jnp.where(valid[..., None], x, 0), axis=1, keepdims=True) / count
-        before = jnp.roll(x, (1, x.shape[-1] // 2), axis=(1, 2))
-        total = total + loss(x, valid) + loss(before, has_before)
+        total = total + loss(x, valid)
+        if before:
+            earlier = jnp.roll(x, (1, x.shape[-1] // 2), axis=(1, 2))
+            total = total + loss(earlier, has_before)
     return total

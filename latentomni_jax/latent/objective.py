@@ -100,7 +100,9 @@ def objective(
         total = text + options.weight_latent * latent + options.weight_sync * sync
         extra = {}
         if options.weight_bind:
-            bind = binding_loss(middle, embeds, params["sync"]["log_scale"], batch)
+            bind = binding_loss(
+                middle, embeds, params["sync"]["log_scale"], batch, before=options.bind_before
+            )
             extra["loss/bind"] = bind / jnp.maximum(counts.bound, 1)
             total = total + options.weight_bind * extra["loss/bind"]
     frozen_z = jax.lax.stop_gradient(z)

@@ -15,6 +15,7 @@ class Objective:
     Attributes:
       weight_latent, weight_sync: λ1, λ2; 0 switches a loss off.
       weight_bind: of L_bind, for models from nothing, see `latent.binding`; the paper has none.
+      bind_before: L_bind asks for the moment before, too.
       mode: where slot inputs come from, see the module.
       jacobi_passes: n of mode "jacobi"; equals rollout at blocks * K + 1.
       own_probability: of feeding a slot its own state in mode "mixed".
@@ -33,6 +34,7 @@ class Objective:
     weight_latent: float = 0.005
     weight_sync: float = 1.0
     weight_bind: float = 0.0
+    bind_before: bool = False
     mode: Literal["teacher", "rollout", "jacobi", "mixed"] = "teacher"
     jacobi_passes: int = 3
     own_probability: float = 0.5

@@ -116,7 +116,7 @@ def test_reasoning_that_tells_before_it_cites_is_refused():
     (question,) = questions.ask(np.random.default_rng(0), draw(kind="covered"))
     require_no_leak(question)
     told = question.options[question.answer]
-    leaking = dataclasses.replace(question, reasoning=f"It is the {told}.{PAIR}Yes.")
+    leaking = dataclasses.replace(question, steps=((f"It is the {told}.", "Yes."),))
     with pytest.raises(InputError, match="before it cites"):
         require_no_leak(leaking)
 

@@ -23,7 +23,7 @@ def batch():
     return make_batch(make_ported()[0], examples, source="prompt")
 
 
-def formula(hidden, embeds, log_scale, batch):
+def formula(hidden, embeds, log_scale, batch, before):
     """Row by row, with loops."""
     total, rows_per_frame = 0.0, batch.prompt.windows.shape[2] // 4
     for b in range(len(batch.lengths)):
@@ -50,7 +50,7 @@ def formula(hidden, embeds, log_scale, batch):
             x = x - x.mean(0)
             x = x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-12)
             rotated = np.concatenate([x[:, half:], x[:, :half]], axis=1)
-            for state, feature in ((h, x), (h[late], rotated[early])):
+            for state, feature in ((h, x), (h[late], rotated[early]))[: 1 + before]:
                 scores = state @ feature.T * np.exp(log_scale)
                 for axis in (0, 1):
                     total += (np.log(np.exp(scores).sum(axis)) - np.diag(scores)).sum() / 2
@@ -63,21 +63,25 @@ def states(batch):
     return rng.normal(size=shape), rng.normal(size=shape)
 
 
-def test_it_is_the_formula_and_its_gradient_is_right(batch):
+@pytest.mark.parametrize("before", [False, True])
+def test_it_is_the_formula_and_its_gradient_is_right(batch, before):
     assert moments(batch)[0].sum(axis=1)[0] > 1
     assert not np.asarray(moments(batch)[0])[1:].any()
     with jax.enable_x64(True):
         hidden, embeds = states(batch)
-        expected = formula(hidden, embeds, 1.3, batch)
-        found = binding_loss(hidden, embeds, jnp.float64(1.3), batch)
-        assert abs(float(found) - expected) < 1e-6 and expected > 0
-        check_gradient(lambda h: binding_loss(h, embeds, jnp.float64(1.3), batch), hidden)
+        expected = formula(hidden, embeds, 1.3, batch, before)
+
+        def loss(h):
+            return binding_loss(h, embeds, jnp.float64(1.3), batch, before=before)
+
+        assert abs(float(loss(hidden)) - expected) < 1e-6 and expected > 0
+        check_gradient(loss, hidden)
 
 
 def test_pictures_get_no_gradient_and_padding_changes_nothing(batch):
     hidden, embeds = (x.astype(np.float32) for x in states(batch))
     scale = jnp.float32(2.0)
-    grad = jax.grad(lambda e: binding_loss(hidden, e, scale, batch))(embeds)
+    grad = jax.grad(lambda e: binding_loss(hidden, e, scale, batch, before=True))(embeds)
     assert not np.asarray(grad).any()
     whole = binding_loss(hidden, embeds, scale, batch)
     first = batch.map_rows(lambda x, axis: np.take(x, [0], axis))

@@ -13,8 +13,8 @@
       --set data.cache=events-cache --set model.directory=runs/order/model
 
 "senses" learns to see and to hear, one thing or one sound at a time, and to find a word again.
-"base" learns what goes with what, and "order" what comes after what; both keep the rest: what is
-not practised is forgotten. "latentomni" learns to reason with latents, beside what it needs for it.
+"base" learns what goes with what, "order" what comes after what, "latentomni" to reason with
+latents. Each keeps in its mix what the later ones need: what is not practised is forgotten.
 Written for the easy dial: clips of three seconds.
 """
 

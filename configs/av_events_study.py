@@ -1,7 +1,7 @@
 """The paper's ablations in small: each a few lines over the last stage of `configs/av_events.py`.
 
     latentomni train --config configs/av_events_study.py:without_ospe --workdir runs/without_ospe \\
-      --set data.cache=events-cache --set model.directory=runs/base/model
+      --set data.cache=events-cache --set model.directory=runs/order/model
 
 `bash launch/ablate.sh` trains and compares them all. Counts of latents are the paper's divided by
 four, as the model's own 8 + 2 are; what the paper trains with `teacher` is `rollout` here (see
@@ -12,6 +12,7 @@ from configs.ablations import ABLATIONS
 from configs.av_events import get_config as av_events
 from latentomni_jax.layout import InputError
 
+_SILENT = r"^train-[0-9]+-(by-thing|by-sound|after-|twins|\w+-silent)|-(tell|compare)$"
 GROUPS = {
     "main": {"latentomni": {}}
     | {
@@ -44,9 +45,9 @@ GROUPS = {
         },
     },
     "flow": {"bottleneck": {"latent.flow": "bottleneck"}},
-    # Reasoning that does not say what it found: only latents can carry that to the next step.
+    # Reasoning that does not say what it found: words do not carry it to the next step.
     "silent": {
-        name: {"data.only": r"^train-[0-9]+-(by-thing|by-sound|after-|twins|\w+-silent)|-(tell|compare)$"} | settings
+        name: {"data.only": _SILENT} | settings
         for name, settings in {
             "silent": {},
             "silent_text_cot": ABLATIONS["text_cot"],
@@ -69,4 +70,8 @@ def get_config(name):
     if c.data.reasoning != "latent":  # no blocks, and with text more to say
         words, shape = map(dict, c.shapes[:2])
         c.shapes = (words, shape, shape | dict(tokens=232, targets=48))
+    more = max(c.latent.num_visual + c.latent.num_audio - 10, 0)
+    c.shapes = tuple(
+        dict(shape) | dict(tokens=shape["tokens"] + more * shape["blocks"]) for shape in c.shapes
+    )
     return c

@@ -45,8 +45,8 @@ VIEWS: dict[View, str] = {
     "audio": "sound only",
     "question": "question only",
 }
-CHANCE = 0.25
-MAX_NEW_TOKENS = 64  # the longest trajectory has 37
+CHANCE, DIAL = 0.25, "easy"
+MAX_NEW_TOKENS = 64  # the longest trajectory has 46
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,6 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a smaller set, fewer steps")
-    parser.add_argument("--dial", choices=("easy",), default="easy", help="of the world")
     parser.add_argument("--seed", type=int, default=0, help="of the world and of the training")
     parser.add_argument("--out", type=Path, help="default is runs/demo, or runs/demo-quick")
     args = parser.parse_args()
@@ -107,7 +106,7 @@ def main() -> None:
     scale = QUICK if args.quick else FULL
     agenda, started = Agenda(scale.seconds), time.monotonic()
     with agenda.part("set", "A world is drawn and played"):
-        world, alone = make_world(out, scale, args.dial, args.seed)
+        world, alone = make_world(out, scale, DIAL, args.seed)
     with agenda.part("cache", "Its clips become features"):
         make_cache(out)
     model_directory = None
@@ -179,6 +178,8 @@ def train(config: str, out: Path, workdir: Path, steps: int, seed: int, start: P
     ]
     trainer = Trainer(load(f"{CONFIGS / config}", settings), workdir.absolute())
     print(trainer.describe())
+    if left_out := trainer.feed.summary():
+        print(f"left out: {left_out}")
     result = trainer.train()
     if result.model is None:
         sys.exit("stopped; start it again to continue")

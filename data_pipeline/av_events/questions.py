@@ -5,8 +5,8 @@ heard, and the options are drawn so that for whoever knows only one side they ar
 first the answer is drawn evenly among values that occur, then a place in the clip that has it.
 
 Reasoning says nothing before its first citation that is not in the question; behind a citation it
-says what the lists of `captions` say, or, where it is silent, nothing: then only latents can carry
-what was found. Answers are an option's words: to find the letter before them
+says what the lists of `captions` say, or, where it is silent, nothing: then words do not carry what
+was found. Answers are an option's words: to find the letter before them
 is no part of seeing and hearing, and a small model from nothing learns it last.
 """
 

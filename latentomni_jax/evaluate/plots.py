@@ -129,11 +129,11 @@ def study_rows(rows: Sequence[Row], chance: float) -> str:
         axis.plot(values, [place] * len(values), "o", color=_COLOURS[0], alpha=0.6)
         axis.plot([100 * row.mean] * 2, [place - 0.3, place + 0.3], color=_COLOURS[1], linewidth=2)
     axis.axvline(100 * chance, color="black", linewidth=1, linestyle="--", label="chance")
-    axis.axvline(100 * rows[0].mean, color=_COLOURS[1], linewidth=0.5)
     axis.set_yticks(range(len(rows)), [row.name for row in rows])
     axis.invert_yaxis()
     axis.set(xlabel="right, % (dots: seeds, bars: their means)", xlim=(0, 100))
     axis.grid(alpha=0.3, axis="x")
+    axis.legend(frameon=False, loc="lower right")
     return to_uri(figure)
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import scipy.stats
 
+from data_pipeline.shards import write_text
 from latentomni_jax.evaluate.answers import Scored, by_type
 from latentomni_jax.layout import InputError
 
@@ -26,16 +27,18 @@ class RunResult:
 
     Attributes:
       row: name of the variant. settings: of its config, beside the reference's.
-      right: of every question whether it was answered right, in the order of the file.
+      questions: digest of what was asked. right: whether each was answered right, in that order.
       by_type: right answers and questions of every type.
       well_formed: answers that end and can be parsed. words: tokens said, mean of an answer.
-      steps, seconds, flops: of the training that rows differ in. losses: at its end.
+      steps, seconds, flops: of the training that rows differ in; compiling is no part of seconds.
+      losses: at its end.
       states: measures of the latents, see `states.measure_states`.
     """
 
     row: str
     seed: int
     settings: dict[str, object]
+    questions: str
     right: list[bool]
     by_type: dict[str, tuple[int, int]]
     well_formed: int
@@ -57,16 +60,19 @@ class RunResult:
         scores = by_type(answers)
         scores.pop("all")
         end = metrics[-max(len(metrics) // 10, 1) :]
+        seconds = np.array([line["seconds"] for line in metrics])
+        running = seconds[seconds < 10 * np.median(seconds)]  # the others compiled
         return cls(
+            questions=_digest(answers),
             right=[answer.is_right for answer in answers],
             by_type={type: (score.right, score.asked) for type, score in scores.items()},
             well_formed=sum(answer.well_formed for answer in answers),
             words=float(np.mean([len(answer.generation.token_ids) for answer in answers])),
             steps=len(metrics),
-            seconds=float(sum(line["seconds"] for line in metrics)),
+            seconds=float(running.mean() * len(metrics)),
             flops=float(sum(line["flops"] for line in metrics)),
             losses={
-                name: float(np.mean([line[f"loss/{name}"] for line in end]))
+                name: _mean([line[f"loss/{name}"] for line in end])
                 for name in ("text", "latent", "sync")
             },
             **given,
@@ -78,9 +84,7 @@ class RunResult:
 
     def write(self, path: Path) -> None:
         """Whole or not at all."""
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(dataclasses.asdict(self)) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, json.dumps(dataclasses.asdict(self)) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> RunResult:
@@ -88,8 +92,19 @@ class RunResult:
         try:
             taken = json.loads(path.read_text(encoding="utf-8"))
             return cls(**taken | {"by_type": {k: tuple(v) for k, v in taken["by_type"].items()}})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{path}: is no result of a study ({error}); delete it") from error
+
+
+def _digest(answers: Sequence[Scored]) -> str:
+    asked = [(a.question.question, a.question.choices, a.expected) for a in answers]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """Of those that are finite: metrics write the others as null."""
+    finite = [value for value in values if value is not None]
+    return float(np.mean(finite)) if finite else float("nan")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,17 +147,18 @@ def compare(results: Sequence[RunResult], reference: str) -> list[Row]:
     """Rows in the order of their first result.
 
     Raises:
-      InputError: two results of one row and seed; runs that answered different questions.
+      InputError: two results of one row and seed; runs of a seed that answered other questions.
     """
     runs: dict[str, dict[int, RunResult]] = collections.defaultdict(dict)
     for result in results:
         if result.seed in runs[result.row]:
             raise InputError(f"two results of {result.row}, seed {result.seed}")
         runs[result.row][result.seed] = result
-        if len(result.right) != len(results[0].right):
+        first = next(one for one in results if one.seed == result.seed)
+        if result.questions != first.questions:
             raise InputError(
-                f"{result.row}, seed {result.seed} answered {len(result.right)} questions, "
-                f"{results[0].row} {len(results[0].right)}"
+                f"seed {result.seed}: {result.row} and {first.row} answered different questions; "
+                "delete one of the results and run it again"
             )
     rows, shared = [], runs.get(reference, {})
     for name, by_seed in runs.items():

@@ -10,6 +10,9 @@ import re
 import numpy as np
 import pytest
 
+from configs.av_events import STAGES
+from configs.av_events import get_config as av_events
+from configs.av_events_study import get_config as av_events_study
 from data_pipeline.av_events import build, captions, questions, render, samples, words
 from data_pipeline.av_events.check import _WORDS, require_both, require_no_leak, single_modality
 from data_pipeline.av_events.world import COLOURS, DIALS, Dial, Timeline, draw_timeline
@@ -209,6 +212,22 @@ def test_the_set_is_what_was_drawn(made, world):
     kinds = {"pictures": 1, "sounds": 1, "train": 6}
     assert found == {"": 40} | {
         split: kind * world.clips[samples.SPLITS.index(split)] for split, kind in kinds.items()
+    }
+    kinds = {
+        stage: {id.split("-", 2)[2] for id in (t.id for t in everything) if re.search(only, id)}
+        for stage, only in (
+            *((stage, av_events(stage).data.only) for stage in STAGES),
+            ("silent", av_events_study("silent").data.only),
+        )
+    }
+    binding = {"by-thing", "by-sound", "after-thing", "after-sound", "twins"}
+    words_ = {"chain", "recall", "compare", "tell"}
+    assert kinds == {
+        "senses": words_ | {"picture", "sound"},
+        "base": words_ | {"picture", "by-time"} | binding,
+        "order": words_ - {"chain"} | binding,
+        "latentomni": {"compare", "tell"} | binding | set(questions.TYPES),
+        "silent": {"compare", "tell"} | binding | {f"{type}-silent" for type in questions.TYPES},
     }
     tokenizer = load_tokenizer(made / "tokenizer")
     text = "I listen for the tone low steady. The red disc is seen."

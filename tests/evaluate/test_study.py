@@ -18,7 +18,7 @@ def result(row, seed, right, **changes):
     right = [bool(x) for x in right]
     half = len(right) // 2
     given = study.RunResult(
-        row=row, seed=seed, settings={}, right=right,
+        row=row, seed=seed, settings={}, questions=f"of {seed}", right=right,
         by_type={"context": (sum(right[:half]), half), "sequence": (sum(right[half:]), half)},
         well_formed=len(right), words=30.0, steps=5, seconds=9.0, flops=2e12,
         losses={"text": 0.1, "latent": 400.0, "sync": 0.2}, states={"rank": 3.0},
@@ -40,9 +40,21 @@ def test_a_result_counts_what_was_answered_and_what_it_cost(tmp_path):
     assert (got.seconds, got.flops, got.losses["text"]) == (5.0, 30.0, 0.0)  # the last tenth
     got.write(tmp_path / "result.json")
     assert study.RunResult.read(tmp_path / "result.json") == got
+    other = [score(question(9), generation("\\boxed{B}")), *answers[1:]]
+    assert other[0].is_right and got.questions == study._digest(other)  # the same words
+    assert got.questions != study._digest(answers[:3])
     (tmp_path / "result.json").write_text('{"row": "a"}')
     with pytest.raises(InputError, match=r"result.json: is no result of a study"):
         study.RunResult.read(tmp_path / "result.json")
+
+
+def test_what_is_not_finite_and_what_compiles_is_left_out():
+    answers = [score(question(), generation("\\boxed{B}"))]
+    line = {"loss/text": 1.0, "loss/latent": None, "loss/sync": 2.0, "seconds": 0.5, "flops": 3.0}
+    metrics = [line | {"seconds": 12.0}, *[line] * 8, line | {"loss/text": None}]
+    got = study.RunResult.of(answers, metrics, row="a", seed=1, settings={}, states={})
+    assert got.seconds == 5.0 and math.isnan(got.losses["text"])
+    assert math.isnan(got.losses["latent"]) and got.losses["sync"] == 2.0
 
 
 def test_rows_are_compared_question_by_question_over_shared_seeds():
@@ -68,8 +80,9 @@ def test_rows_are_compared_question_by_question_over_shared_seeds():
 def test_results_that_do_not_belong_together_are_refused():
     with pytest.raises(InputError, match="two results of a, seed 0"):
         study.compare([result("a", 0, [1, 0]), result("a", 0, [1, 0])], "a")
-    with pytest.raises(InputError, match="b, seed 0 answered 4 questions, a 2"):
-        study.compare([result("a", 0, [1, 0]), result("b", 0, [1, 0, 1, 1])], "a")
+    other = result("b", 0, [1, 0], questions="others")
+    with pytest.raises(InputError, match="seed 0: b and a answered different questions"):
+        study.compare([result("a", 0, [1, 0]), other], "a")
 
 
 def test_tables_say_what_was_measured():

@@ -1,11 +1,14 @@
 """L_bind against a float64 NumPy formula, and what may not change it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from latentomni_jax.latent.binding import binding_loss, moments
+from latentomni_jax.latent import binding
+from latentomni_jax.latent.binding import moments
 from latentomni_jax.layout import Role
 from tests.examples import ExampleMaker, make_batch
 from tests.latent.test_losses import check_gradient
@@ -72,16 +75,18 @@ def test_it_is_the_formula_and_its_gradient_is_right(batch, before):
         expected = formula(hidden, embeds, 1.3, batch, before)
 
         def loss(h):
-            return binding_loss(h, embeds, jnp.float64(1.3), batch, before=before)
+            return binding.binding_loss(h, embeds, jnp.float64(1.3), batch, before=before)
 
         assert abs(float(loss(hidden)) - expected) < 1e-6 and expected > 0
         check_gradient(loss, hidden)
 
 
-def test_pictures_get_no_gradient_and_padding_changes_nothing(batch):
+@pytest.mark.parametrize("before", [False, True])
+def test_pictures_get_no_gradient_and_padding_changes_nothing(batch, before):
+    binding_loss = functools.partial(binding.binding_loss, before=before)
     hidden, embeds = (x.astype(np.float32) for x in states(batch))
     scale = jnp.float32(2.0)
-    grad = jax.grad(lambda e: binding_loss(hidden, e, scale, batch, before=True))(embeds)
+    grad = jax.grad(lambda e: binding_loss(hidden, e, scale, batch))(embeds)
     assert not np.asarray(grad).any()
     whole = binding_loss(hidden, embeds, scale, batch)
     first = batch.map_rows(lambda x, axis: np.take(x, [0], axis))

@@ -33,7 +33,7 @@ REQUIRED = {
     "av": ("av", "14.0"),
     "pillow": ("PIL.Image", "10.0"),
     "tqdm": ("tqdm", "4.66"),
-    "optax": ("optax", "0.2.5"),
+    "optax": ("optax", "0.2.7"),
     "chex": ("chex", "0.1.89"),
     "ml-collections": ("ml_collections", "1.0"),
     "tensorboardX": ("tensorboardX", "2.6"),

@@ -37,7 +37,7 @@ from latentomni_jax.layout import InputError
 from latentomni_jax.model import LatentOmni
 from launch import demo
 
-__doc__ += "; ".join(f"{group} ({', '.join(rows)})" for group, rows in GROUPS.items()) + "."
+__doc__ += " " + "; ".join(f"{group} ({', '.join(rows)})" for group, rows in GROUPS.items()) + "."
 REFERENCE, SILENT = "latentomni", "silent"  # what others are compared with
 _OUT = Path("runs/ablate")
 _SIZES = "study.json"

@@ -4,8 +4,8 @@ A pretrained thinker has learned to bind sound to picture before latents are tra
 nothing has not, and answers alone teach it slowly (the paper has no such loss). Here the prompt's
 sound positions of every frame have to single out their own frame among those of the clip, and their
 own sound too: asked for the picture alone, sounds are found again late, if at all. With `before`
-they also have to single out frame and sound of the moment before: without, "what comes after" is
-not learned; from the first step on, it is in the way of the rest (docs/results.md).
+they also have to single out frame and sound of the moment before: "what comes after" was learned
+with that alone (docs/results.md).
 
 ```
 h_g   mean state, in the middle layer, of the sound positions from frame g on, up to the next frame

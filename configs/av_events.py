@@ -46,7 +46,7 @@ def get_config(name):
     elif name in ("base", "order"):
         c.data.only = "^(words|pictures)-|^train-[0-9]+-(by-|after-|twins)"
         c.shapes = (_PICTURE, _WORDS, _LIST)
-        c.optimizer.steps = 1200
+        c.optimizer.steps = 1300
         c.objective.weight_bind = 1.0
         if name == "order":
             c.data.only = "-(recall|compare|tell|by-thing|by-sound|after-thing|after-sound|twins)$"

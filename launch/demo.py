@@ -70,7 +70,7 @@ class Scale:
 
 
 _STEP_SECONDS = {"senses": 0.065, "base": 0.16, "order": 0.18, "latentomni": 0.26}
-FULL = Scale(3000, 400, {"senses": 600, "base": 1200, "order": 700, "latentomni": 600})
+FULL = Scale(3000, 400, {"senses": 600, "base": 1300, "order": 700, "latentomni": 600})
 QUICK = Scale(160, 120, {"senses": 150, "base": 80, "order": 20, "latentomni": 30})
 
 

@@ -184,7 +184,8 @@ def train(config: str, out: Path, workdir: Path, steps: int, seed: int, start: P
     if result.model is None:
         sys.exit("stopped; start it again to continue")
     seen = steps * trainer.config.batch_size
-    print(f"{seen} samples seen; loss {result.last.get('loss/total', float('nan')):.3f}")
+    ended = f"loss {result.last['loss/total']:.3f}" if result.last else "finished before"
+    print(f"{seen} samples seen; {ended}")
     return result.model
 
 

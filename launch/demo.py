@@ -27,7 +27,7 @@ import tqdm
 
 from data_pipeline.av_events import build, samples
 from data_pipeline.av_events.render import CACHE_OPTIONS
-from data_pipeline.av_events.world import DIALS
+from data_pipeline.av_events.world import DIALS, Dial
 from data_pipeline.cache import TRAINING_SPEC, build_cache
 from data_pipeline.trajectories import Trajectory, read_jsonl
 from latentomni_jax.evaluate import plots, report
@@ -151,9 +151,13 @@ def make_world(out: Path, scale: Scale, dial: str, seed: int):
     alone = build.make_set(out / "events", world, workers=os.cpu_count() or 1)
     counts = ", ".join(f"{n} {name}" for name, n in zip(samples.SPLITS, world.clips, strict=True))
     print(f"clips     {counts}")
-    print(f"dial      {dial}: {dataclasses.asdict(world.dial)}")
+    print(f"dial      {dial}: {settings_of(world.dial)}")
     print(f"alone     best learned guess {alone} (chance 25%)")
     return world, alone
+
+
+def settings_of(dial: Dial) -> str:
+    return ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(dial).items())
 
 
 def make_cache(out: Path) -> None:
@@ -239,7 +243,7 @@ def write_report(out, model, shown, scores, world, alone) -> Path:
         "right": f"{whole.right} of {whole.asked} unseen questions, {100 * whole.accuracy:.1f} % "
         f"(chance 25 %, p = {whole.p_value:.1e})",
         "one modality alone": f"best learned guess {alone}",
-        "world": f"seed {world.seed}, {dataclasses.asdict(world.dial)}",
+        "world": f"seed {world.seed}; {settings_of(world.dial)}",
         "training": ", ".join(f"{len(lines)} steps of {name}" for name, lines in curves.items()),
         "latents": f"{model.latent.num_visual} visual + {model.latent.num_audio} audio a block",
     }

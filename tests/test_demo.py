@@ -36,7 +36,7 @@ def ran(tmp_path_factory):
 def test_it_tells_what_was_seen_and_how_it_went(ran):
     _, told = ran
     assert "10 train, 2 test, 2 novel, 10 pictures, 10 sounds" in told
-    assert "dial      easy: {'moments': 6" in told
+    assert "dial      easy: moments 6, alone 0" in told
     assert re.search(r"alone     best learned guess question \d+%, video \d+%, audio \d+%", told)
     assert told.count("samples seen; loss") == len(demo.TITLES)
     for part in range(1, len(SMALL.seconds) + 1):

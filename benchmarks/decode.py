@@ -1,7 +1,7 @@
 """Tokens per second of greedy decoding, side by side with the PyTorch reference in one run.
 
     python benchmarks/decode.py                          # CPU: hidden 512, 12 layers, f32
-    python benchmarks/decode.py --preset 7b --device gpu # 7B shapes, random bf16, 4k prompt
+    python benchmarks/decode.py --preset 7b              # 7B shapes, random bf16, 4k prompt
 
 Both sides run the same random weights on the same prompt. Repetitions alternate between them, and
 the medians are compared, so that a busy machine hurts both alike. The floor is what reading the

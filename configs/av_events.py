@@ -1,6 +1,6 @@
 """A model from nothing for the world of `latentomni data av-events`, in four stages on a CPU.
 
-    latentomni data av-events --out events
+    latentomni data av-events --out events --clips 3000
     latentomni data cache --data events/base.jsonl --out events-cache \\
       --fps 4 --video-min-pixels 3136 --video-max-pixels 3136
     latentomni train --config configs/av_events.py:senses --workdir runs/senses \\

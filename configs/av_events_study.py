@@ -3,10 +3,10 @@
     latentomni train --config configs/av_events_study.py:without_ospe --workdir runs/without_ospe \\
       --set data.cache=events-cache --set model.directory=runs/order/model
 
-`bash launch/ablate.sh` trains and compares them all. Counts of latents are the paper's divided by
-four, as the model's own 8 + 2 are; what the paper trains with `teacher` is `rollout` here (see
-docs/results.md), so that `teacher` is a row of its own. Rows of the group "silent" learn from
-reasoning that does not say what it found, and are compared with the first of them. Names: """
+`bash launch/ablate.sh --rows ...` trains and compares them. Counts of latents are the paper's
+divided by four, as the model's own 8 + 2 are; what the paper trains with `teacher` is `rollout`
+here (see docs/results.md), so that `teacher` is a row of its own. Rows of the group "silent" learn
+from reasoning that does not say what it found, and are compared with the first of them. Names: """
 
 from configs.ablations import ABLATIONS
 from configs.av_events import get_config as av_events

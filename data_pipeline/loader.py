@@ -112,13 +112,11 @@ class Steps(Iterator[Loaded]):
       step: the next one.
       problems: records that could not be read so far, number and reason; the same for any number
         of workers, because each batch brings its own.
-      num_empty: rows that were empty because of them.
     """
 
     def __init__(self, loader: Loader, num_steps: int, start: int):
         self.step = start
         self.problems: dict[int, str] = {}
-        self.num_empty = 0
         self._loader, self._num_steps = loader, num_steps
         self._iterator: Any = None  # Grain's
 
@@ -131,21 +129,7 @@ class Steps(Iterator[Loaded]):
         loaded = next(self._iterator)
         self.step += 1
         self.problems |= loaded.problems
-        self.num_empty += len(loaded.problems)
         return loaded
-
-    def get_state(self) -> dict[str, Any]:
-        """Where the iterator stands, for JSON. Independent of workers and of processes."""
-        return {"step": self.step, "plan": self._loader.plan.fingerprint}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `get_state` was called. Raises InputError if that was another plan's."""
-        if state["plan"] != self._loader.plan.fingerprint:
-            raise InputError(
-                "the saved position is of other data, shapes, batch size or seed than this run's"
-            )
-        self.close()
-        self.step = int(state["step"])
 
     def close(self) -> None:
         """Ends the threads and processes that read ahead; the next batch begins them anew."""

@@ -67,7 +67,7 @@ class Trajectory:
       system: system turn; None leaves it to the tokenizer's chat template.
       reasoning: text with a `PAIR` per latent block.
       segments: (start, end) seconds on the clip's clock, one per pair; start < end.
-      metadata: kept as it is, never read.
+      metadata: kept as it is; scores are told apart by its "type", training does not read it.
       where: "file:line" it was read from, for messages.
     """
 

@@ -20,7 +20,7 @@ VERBS = {
     "inspect": "show what the model would receive for a question, without running it",
     "port": "turn a Hugging Face checkpoint into a model directory",
     "export": "write a model directory as Hugging Face safetensors",
-    "data": "make a feature cache of training data, or a tiny training set",
+    "data": "make a feature cache of training data, a tiny training set, or AV-Events",
     "train": "train LatentOmni from a checkpoint or from nothing",
     "probe": "change a model's latents and see what becomes of its answers",
     "doctor": "check this machine: versions, devices, codecs",

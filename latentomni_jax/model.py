@@ -137,24 +137,17 @@ class LatentOmni:
         directory: str | os.PathLike,
         *,
         dtype: Any = None,
-        latent_overrides: dict[str, Any] | None = None,
         **kwargs,
     ) -> LatentOmni:
         """Loads a ported or a Hugging Face directory.
 
         Args:
           dtype: of weights and computation; None keeps the checkpoint's (bf16 stays bf16).
-          latent_overrides: fields of the checkpoint's `LatentSpec` to change, for probes and
-            sweeps, such as `{"num_visual": 16}`; logged, since the weights were trained without.
           kwargs: see the class.
         """
         loaded = load_model(directory, dtype=dtype)
-        latent = loaded.latent
-        if latent_overrides:
-            latent = dataclasses.replace(latent, **latent_overrides)
-            _LOG.warning("latent spec overridden: %s -> %s", loaded.latent, latent)
         tokenizer = load_tokenizer(directory)
-        return cls(loaded.params, loaded.config, latent, loaded.media, tokenizer, **kwargs)
+        return cls(loaded.params, loaded.config, loaded.latent, loaded.media, tokenizer, **kwargs)
 
     # ------------------------------------------------------------------ programs
 

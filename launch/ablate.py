@@ -32,7 +32,7 @@ from data_pipeline.shards import write_text
 from data_pipeline.trajectories import Trajectory, read_jsonl
 from latentomni_jax.evaluate import plots, study
 from latentomni_jax.evaluate.answers import Scored, answer_all
-from latentomni_jax.evaluate.states import measure_states
+from latentomni_jax.evaluate.states import ATTENDED, measure_states
 from latentomni_jax.layout import InputError
 from latentomni_jax.model import LatentOmni
 from launch import demo
@@ -52,11 +52,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", nargs="+", default=["main"], help="groups or rows (main)")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        default=["main"],
+        help="groups, or rows by name (main)",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(0 1 2)")
     parser.add_argument("--out", type=Path, default=_OUT, help="(%(default)s)")
-    parser.add_argument("--questions", type=int, default=400, help="of each row (%(default)s)")
-    parser.add_argument("--clips", type=int, default=demo.FULL.clips, help="(%(default)s)")
+    parser.add_argument("--questions", type=int, default=400, help="asked each row (%(default)s)")
+    parser.add_argument(
+        "--clips", type=int, default=demo.FULL.clips, help="of each world (%(default)s)"
+    )
     for stage, steps in demo.FULL.steps.items():
         parser.add_argument(f"--{stage}-steps", type=int, default=steps, help="(%(default)s)")
     parser.add_argument("--device", choices=_PLATFORMS, default="cpu", help="(%(default)s)")
@@ -101,16 +108,16 @@ def run_all(out: Path, scale: demo.Scale, seeds: list[int], rows: list[str], rep
     for seed in seeds:
         World.of(scale.clips, seed, DIALS[demo.DIAL])  # refuses what is unusable
     _check_same(out, scale)
+    _read_results(out)
     left = {s: [row for row in rows if not result_path(out, s, row).is_file()] for s in seeds}
     count = sum(map(len, left.values()))
     done, started = 0, time.monotonic()
     for seed in filter(left.get, seeds):
         home = out / f"seed-{seed}"
-        if not (home / "cache" / "meta.json").is_file():
-            demo.make_world(home, scale, demo.DIAL, seed)
-            demo.make_cache(home)
+        demo.make_world(home, scale, demo.DIAL, seed)  # what is there already is looked at
+        demo.make_cache(home)
         start = None
-        for stage in STAGES[:-1]:  # finished ones only look whether they are the same as now
+        for stage in STAGES[:-1]:  # a finished one is compared with its config now, and left
             steps = scale.steps[stage]
             start = demo.train(f"av_events.py:{stage}", home, home / stage, steps, seed, start)
         questions = read_jsonl(home / "events" / "test.jsonl")[0][: scale.questions]
@@ -176,15 +183,9 @@ def ask(
 
 def write_report(out: Path, path: Path) -> None:
     """Puts tables and a plot of every result so far between two marks of a Markdown file."""
-    results = []
-    for file in sorted(out.glob("seed-*/*/result.json")):
-        result = study.RunResult.read(file)
-        if result.settings != ROWS.get(result.row):
-            raise InputError(f"{file}: is of other settings than {result.row} has now; delete it")
-        results.append(result)
+    results = _read_results(out)
     if not results:
         raise InputError(f"{out}: has no result yet; leave --report-only out")
-    results.sort(key=lambda result: (list(ROWS).index(result.row), result.seed))
     parts = {
         reference: study.compare(mine, reference)
         for reference in (REFERENCE, SILENT)
@@ -207,7 +208,9 @@ def write_report(out: Path, path: Path) -> None:
         *(study.table(part, types, reference) for reference, part in parts.items()),
         f"![right answers of every row]({_FIGURES / figure.name})",
         "",
-        f"What the latents are like ({_MEASURED} questions a run; see `latentomni probe --help`):",
+        f"What the latents are like: losses at the end of training, and measures of {_MEASURED} "
+        f"answers a run (attention: {ATTENDED}), see `evaluate/states.py`. L_latent is a sum over "
+        "slots, and chance of retrieval is one over their number: compare them at one K.",
         "",
         study.states_table(rows),
         _END,
@@ -215,6 +218,19 @@ def write_report(out: Path, path: Path) -> None:
     before, after = _around(path)
     write_text(path, before + "\n".join(lines) + after)
     print(f"{len(results)} results are in {path}")
+
+
+def _read_results(out: Path) -> list[study.RunResult]:
+    """In the order of rows. Raises InputError where one is of other settings than its row."""
+    results = []
+    for file in sorted(out.glob("seed-*/*/result.json")):
+        result = study.RunResult.read(file)
+        if result.settings != ROWS.get(result.row):
+            raise InputError(
+                f"{file}: is of other settings than {result.row} has now; delete its directory"
+            )
+        results.append(result)
+    return sorted(results, key=lambda result: (list(ROWS).index(result.row), result.seed))
 
 
 def _around(path: Path) -> tuple[str, str]:

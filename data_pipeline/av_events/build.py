@@ -5,8 +5,8 @@
         clips/            SPLIT-00000.mp4 ...
         av_events/1.0.0/  TFDS dataset, ArrayRecord files: clip, its hash, timeline, timed captions,
                           questions; written and read without TensorFlow
-        base.jsonl        for a model from nothing: exercises in words alone, what is seen in clips
-                          of one thing, lists of what is seen and heard in the training clips,
+        base.jsonl        for a model from nothing: exercises in words alone, clips of one thing and
+                          of one sound, lists of what is seen and heard in the training clips,
                           and their trajectories, also with reasoning that is silent about what
                           is found
         train.jsonl       trajectories with latent blocks; test.jsonl, novel.jsonl the same

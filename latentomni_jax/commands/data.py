@@ -35,7 +35,8 @@ A file of trajectories has one JSON object a line:
   reasoning              each empty pair of latent tokens becomes a latent block
   segments               [start, end] seconds of the clip that each pair cites, in order
   choices, system        options of a multiple-choice question; a system message
-  metadata               an object of your own, kept and not read; other keys are errors
+  metadata               an object of your own, kept; training reads nothing of it, and scores are
+                         told apart by its "type"; other keys are errors
 
 examples:
   latentomni data cache --data train.jsonl --out cache/train
@@ -55,8 +56,9 @@ What is written:
                           things and sounds that the others never have
   train.jsonl, test.jsonl, novel.jsonl
                           questions, options, reasoning with latent blocks, answers
-  base.jsonl              for a model from nothing: exercises in words, what is seen in clips of one
-                          thing, all that is in clips of two or three moments and in training clips
+  base.jsonl              for a model from nothing: exercises in words, clips of one thing and of
+                          one sound, lists of all that is in training clips, and their trajectories,
+                          also with reasoning that does not say what it found
   tokenizer               for a model from nothing, trained on these texts
   av_events/1.0.0         the truth as a TFDS dataset: timelines, timed captions, questions
 
@@ -157,8 +159,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     events.add_argument("--out", required=True, metavar="DIR", help="directory to write")
     events.add_argument(
-        "--clips", type=int, default=1000, metavar="N", help="in all splits (default %(default)s)"
-    )
+        "--clips", type=int, default=1000, metavar="N",
+        help="whole clips, of all splits; single things and sounds come on top (%(default)s)",
+    )  # fmt: skip
     events.add_argument("--seed", type=int, default=0, help="of the world (default %(default)s)")
     events.add_argument(
         "--dial", choices=("easy", "medium", "hard"), default="easy", help="how hard (default easy)"

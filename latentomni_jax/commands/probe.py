@@ -18,7 +18,8 @@ examples:
 Every row answers the same questions; what changes are the latent states alone:
   own                what the model makes itself; all other rows are compared with it
   zeros, noise       nothing, or random states of the same norm
-  other, permuted    the states of another clip's answer; its own in another order of slots
+  other, permuted    the states of an answer about another clip, to a question of the same type
+                     where there is one; its own in another order of slots
   markers            trigger and stop alone, no slots between them
   off                no latent blocks at all
   K = n              n slots, shared out between the modalities as in training; n = 0 is

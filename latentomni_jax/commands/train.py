@@ -13,11 +13,12 @@ examples:
 
   that was a tiny model from nothing, on clips drawn for it, minutes on a laptop;
   now a checkpoint, on a feature cache of your own (see `latentomni data cache --help`)
-    latentomni train --config configs/qwen2_5_omni_7b.py --workdir gs/run1 \\
+    latentomni train --config configs/qwen2_5_omni_7b.py --workdir runs/7b \\
       --set model.directory=Qwen2.5-Omni-7B --set data.cache=cache/train
 
   an ablation, with another learning rate
     latentomni train --config configs/ablations.py:without_ospe --workdir runs/no_ospe \\
+      --set model.directory=Qwen2.5-Omni-7B --set data.cache=cache/train \\
       --set optimizer.learning_rate=3e-5
 
   what a config would do, without doing it

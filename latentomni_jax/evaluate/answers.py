@@ -159,12 +159,8 @@ def see_through(part: Part, view: View) -> list[Part]:
     return [part]
 
 
-def by_type(scored: Sequence[Scored], chance: float | None = None) -> dict[str, Score]:
-    """Scores of every type of question, and of "all".
-
-    Args:
-      chance: of guessing right; default is one over the number of a question's choices.
-    """
+def by_type(scored: Sequence[Scored]) -> dict[str, Score]:
+    """Scores of every type of question, and of "all"; chance is one over the number of choices."""
     groups = collections.defaultdict(list)
     for one in scored:
         groups[one.type].append(one)
@@ -172,9 +168,7 @@ def by_type(scored: Sequence[Scored], chance: float | None = None) -> dict[str, 
     found = {}
     for type, ones in sorted(groups.items(), key=lambda item: (item[0] == "all", item[0])):
         right = sum(one.is_right for one in ones)
-        guess = chance
-        if guess is None:
-            guess = sum(1 / max(len(one.question.choices), 2) for one in ones) / max(len(ones), 1)
+        guess = sum(1 / max(len(one.question.choices), 2) for one in ones) / max(len(ones), 1)
         p = float(scipy.stats.binom.sf(right - 1, len(ones), guess)) if ones else 1.0
         found[type] = Score(right, len(ones), p)
     return found

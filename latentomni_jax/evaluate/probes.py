@@ -4,7 +4,7 @@ A probe answers the same questions again with the latents changed, and everythin
 
 ```
 own          the model's own states                zeros, noise   of the same norm
-other        those of another clip's row           permuted       slots of a block in another order
+other        another clip's, see `donors`           permuted       slots of a block in another order
 markers      no slots, trigger and stop alone      off            no blocks at all
 K = n        n slots at inference, whatever the model was trained with
 ```
@@ -28,7 +28,7 @@ from latentomni_jax.evaluate.answers import Scored, answer_all
 from latentomni_jax.layout import InputError, LatentSpec
 from latentomni_jax.model import LatentOmni
 
-Edit = Callable[[list[np.ndarray], np.random.Generator], list[np.ndarray]]
+Edit = Callable[[Sequence[Scored], np.random.Generator], list[np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +97,8 @@ def run_probes(
 
     own = ask(model)
     yield Probe.of("own", own, own), own
-    states = [answer.generation.latents for answer in own]
     for name, edit in EDITS.items():
-        given = edit(states, np.random.default_rng(seed))
-        answers = ask(model, given=given)
+        answers = ask(model, given=edit(own, np.random.default_rng(seed)))
         yield Probe.of(name, answers, own), answers
     answers = ask(model.with_latent(num_visual=0, num_audio=0))
     yield Probe.of("markers", answers, own), answers
@@ -118,27 +116,46 @@ def split(spec: LatentSpec, count: int) -> dict[str, int]:
     return {"num_visual": visual, "num_audio": count - visual}
 
 
-def _zeros(states, rng):
-    return [np.zeros_like(one) for one in states]
+def donors(own: Sequence[Scored]) -> list[int]:
+    """For every answer the one that lends it its states: about another clip, if there is any; of
+    these one to a question of the same type with as many blocks, so that nothing but the clip
+    differs; else one with as many blocks. The search begins half of the set away."""
+    count, found = len(own), []
+    for i, mine in enumerate(own):
+        ring = [(i + count // 2 + k) % count for k in range(count)]
+        others = [j for j in ring if own[j].question.path != mine.question.path] or ring[:1]
+
+        def likeness(j, mine=mine):
+            same = len(own[j].generation.latents) == len(mine.generation.latents)
+            return same and own[j].type == mine.type, same
+
+        found.append(max(others, key=likeness))
+    return found
 
 
-def _noise(states, rng):
+def _states(own):
+    return [answer.generation.latents for answer in own]
+
+
+def _zeros(own, rng):
+    return [np.zeros_like(one) for one in _states(own)]
+
+
+def _noise(own, rng):
     out = []
-    for one in states:
+    for one in _states(own):
         noise = rng.normal(size=one.shape)
         norm = np.linalg.norm(one, axis=-1, keepdims=True)
         out.append(noise / np.linalg.norm(noise, axis=-1, keepdims=True) * norm)
     return out
 
 
-def _other(states, rng):
-    """Half the set away: another clip even where questions about one stand together."""
-    far = len(states) // 2
-    return [states[(i + far) % len(states)] for i in range(len(states))]
+def _other(own, rng):
+    return [own[j].generation.latents for j in donors(own)]
 
 
-def _permuted(states, rng):
-    return [one[:, rng.permutation(one.shape[1])] for one in states]
+def _permuted(own, rng):
+    return [one[:, rng.permutation(one.shape[1])] for one in _states(own)]
 
 
 EDITS: dict[str, Edit] = {"zeros": _zeros, "noise": _noise, "other": _other, "permuted": _permuted}

@@ -23,20 +23,22 @@ from latentomni_jax.media.processor import clip_part
 from latentomni_jax.media.video import read_segments
 from latentomni_jax.model import LatentOmni
 
+ATTENDED = 8  # answers, each of a length, and so of a compilation, of its own
+
 
 def measure_states(
-    model: LatentOmni, answers: Sequence[Scored], root: Path, *, attended: int = 8
+    model: LatentOmni, answers: Sequence[Scored], root: Path, *, attended: int = ATTENDED
 ) -> dict[str, float]:
     """Measures of the states in some answers; a measure without anything to measure is left out.
 
     Args:
       answers: the model's own, see `answers.answer_all`.
       root: what the questions' paths are relative to.
-      attended: answers whose attention is looked at.
+      attended: of the answers with blocks, how many have their attention looked at.
 
     Returns:
       cosine, rank: of a block's states, see `losses.diversity`.
-      retrieval: share of slots nearest to their own anchor among the block's K.
+      retrieval: share of slots nearest to their own anchor among the block's K (chance 1/K).
       segment retrieval: share of blocks whose states are nearest to the anchors of the moment that
         the data cites there, among all blocks' moments.
       matched, unmatched: cosine distance of visual and audio states of the same, and of another
@@ -82,8 +84,8 @@ def _retrieval(model, answers, root):
     return found | {"segment retrieval": float(own.mean())}
 
 
-def anchors_of(model: LatentOmni, part: Part, power: int = 1) -> tuple[Float[Array, "K D"], Array]:
-    """Anchors of a cut segment, and which slots have one; see `latent.anchors`."""
+def anchors_of(model: LatentOmni, part: Part) -> tuple[Float[Array, "K D"], Array]:
+    """Anchors of a cut segment, pooled as by default, and which slots have one."""
     spec = model.latent
     batch, groups, rows = collate(model.config, [[part]])
     embeds = model.embed(batch, groups, rows)[0]
@@ -94,7 +96,7 @@ def anchors_of(model: LatentOmni, part: Part, power: int = 1) -> tuple[Float[Arr
     ):
         features = embeds[np.flatnonzero(batch.roles[0] == role)]
         if len(features):
-            pooled.append(pool(features, jnp.int32(len(features)), count, power))
+            pooled.append(pool(features, jnp.int32(len(features)), count))
         else:
             pooled.append(jnp.zeros((count, embeds.shape[-1])))
         mask.append(jnp.full(count, len(features) > 0))

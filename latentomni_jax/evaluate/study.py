@@ -1,7 +1,7 @@
 """Comparing trained variants of a model: what every run gave, means over seeds, paired tests.
 
-A run answers the same questions as every other. A row of a study is one variant under several
-seeds; it is compared with a reference row question by question and seed by seed.
+Runs of one seed answer the same questions. A row of a study is one variant under several seeds; it
+is compared with a reference row question by question and seed by seed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ class RunResult:
       row: name of the variant. settings: of its config, beside the reference's.
       questions: digest of what was asked. right: whether each was answered right, in that order.
       by_type: right answers and questions of every type.
-      well_formed: answers that end and can be parsed. words: tokens said, mean of an answer.
+      well_formed: answers that end and can be parsed. positions: tokens and slots of latents that
+        an answer takes, mean.
       steps, seconds, flops: of the training that rows differ in; compiling is no part of seconds.
-      losses: at its end.
+      losses: at its end; of latents over steps with blocks, nan where they are not computed.
       states: measures of the latents, see `states.measure_states`.
     """
 
@@ -42,7 +43,7 @@ class RunResult:
     right: list[bool]
     by_type: dict[str, tuple[int, int]]
     well_formed: int
-    words: float
+    positions: float
     steps: int
     seconds: float
     flops: float
@@ -67,13 +68,14 @@ class RunResult:
             right=[answer.is_right for answer in answers],
             by_type={type: (score.right, score.asked) for type, score in scores.items()},
             well_formed=sum(answer.well_formed for answer in answers),
-            words=float(np.mean([len(answer.generation.token_ids) for answer in answers])),
+            positions=float(np.mean([len(answer.generation.token_ids) for answer in answers])),
             steps=len(metrics),
             seconds=float(running.mean() * len(metrics)),
             flops=float(sum(line["flops"] for line in metrics)),
             losses={
-                name: _mean([line[f"loss/{name}"] for line in end])
-                for name in ("text", "latent", "sync")
+                "text": _mean([line["loss/text"] for line in end]),
+                "latent": _of_blocks(end, "loss/latent"),
+                "sync": _of_blocks(end, "loss/sync"),
             },
             **given,
         )
@@ -99,6 +101,12 @@ class RunResult:
 def _digest(answers: Sequence[Scored]) -> str:
     asked = [(a.question.question, a.question.choices, a.expected) for a in answers]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+
+
+def _of_blocks(lines: Sequence[Mapping[str, float]], name: str) -> float:
+    """A loss of latents is written as 0 in steps without a block, and where it is switched off."""
+    found = _mean([line[name] for line in lines if line["blocks"]])
+    return found or float("nan")
 
 
 def _mean(values: Sequence[float | None]) -> float:
@@ -187,7 +195,7 @@ def compare(results: Sequence[RunResult], reference: str) -> list[Row]:
 def table(rows: Sequence[Row], types: Sequence[str], reference: str) -> str:
     """Rows as a table in Markdown: accuracy, difference, types, cost."""
     head = ["row", "seeds", "right, %", "against " + reference, "p", *types, "well formed, %",
-            "words", "10^12 FLOPs", "seconds"]  # fmt: skip
+            "positions", "10^12 FLOPs", "seconds"]  # fmt: skip
     lines = [head, ["---"] * len(head)]
     for row in rows:
         spread = "" if len(row.runs) < 2 else f" ± {100 * row.deviation:.1f}"
@@ -202,7 +210,7 @@ def table(rows: Sequence[Row], types: Sequence[str], reference: str) -> str:
                 f"{row.p_value:.1g}" if compared else "",
                 *(f"{100 * row.type_accuracy(type):.0f}" for type in types),
                 f"{100 * row.average('well_formed') / asked:.0f}",
-                f"{row.average('words'):.0f}",
+                f"{row.average('positions'):.0f}",
                 f"{row.average('flops') / 1e12:.1f}",
                 f"{row.average('seconds'):.0f}",
             ]

@@ -140,7 +140,11 @@ class Trainer:
                 last = late.flush() or {}
                 self.checkpoints.save(state, step, last.get("loss/total", loss), force=True)
                 self.checkpoints.wait()
-                model = self._export(state) if step >= steps else None
+                model = None
+                if step >= steps:
+                    model = self.workdir / "model"
+                    if begin < steps or not model.is_dir():  # else there since it was finished
+                        self._export(state, model)
             finally:
                 late.close()
                 self.checkpoints.close()
@@ -231,8 +235,8 @@ class Trainer:
             rates["mfu"] = flops / seconds / per_second
         return rates
 
-    def _export(self, state: TrainState) -> pathlib.Path:
-        """The trained model as a directory that `latentomni answer --model` takes."""
+    def _export(self, state: TrainState, target: pathlib.Path) -> None:
+        """Writes the trained model as a directory that `latentomni answer --model` takes."""
         params = merge(state.params, state.frozen)
         params = {name: tree for name, tree in params.items() if name != "sync"}
         if self.config.model.lora_rank:
@@ -242,14 +246,12 @@ class Trainer:
         cast = jax.jit(
             lambda p: jax.tree.map(lambda x: x.astype(dtype), p), out_shardings=of_params
         )
-        target = self.workdir / "model"
         has_blocks = any(shape.blocks for shape in self.run.shapes)
         spec = dataclasses.replace(self.spec, is_trained=self.spec.is_trained or has_blocks)
         save_model(
             cast(params), self.start.config, spec, self.media,
             self.start.tokenizer_dir, target, overwrite=True,
         )  # fmt: skip
-        return target
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:

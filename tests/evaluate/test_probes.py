@@ -9,7 +9,7 @@ import pytest
 from data_pipeline.av_events.clips import make_clip
 from data_pipeline.trajectories import PAIR, Trajectory, read_jsonl
 from latentomni_jax.evaluate.answers import score
-from latentomni_jax.evaluate.probes import EDITS, Probe, run_probes, split
+from latentomni_jax.evaluate.probes import EDITS, Probe, donors, run_probes, split
 from latentomni_jax.evaluate.states import measure_states
 from latentomni_jax.layout import InputError, LatentSpec
 from latentomni_jax.model import Generation
@@ -32,12 +32,21 @@ def questions(tmp_path_factory):
     return read_jsonl(root / "test.jsonl")[0], root
 
 
+def answer_with(states, path=None, type="context"):
+    question = Trajectory(
+        id="1", question="?", choices=("x", "y"), answer="\\boxed{A}", path=path,
+        kind="video" if path else None, metadata={"type": type},
+    )  # fmt: skip
+    return score(question, Generation(np.zeros(2), "\\boxed{A}", states, None, True))
+
+
 def test_edits():
     rng = np.random.default_rng(0)
     states = [rng.normal(size=(n, 6, 8)).astype(np.float32) for n in (1, 2, 0, 1)]
+    own = [answer_with(one) for one in states]
     for name, edit in EDITS.items():
-        changed = edit(states, np.random.default_rng(1))
-        if name == "other":
+        changed = edit(own, np.random.default_rng(1))
+        if name == "other":  # all about one clip, or none: half of the set away
             assert [one.tolist() for one in changed] == [states[i].tolist() for i in (2, 3, 0, 1)]
             continue
         assert [one.shape for one in changed] == [one.shape for one in states]
@@ -52,6 +61,19 @@ def test_edits():
             for one, own in zip(changed, states, strict=True):
                 assert (np.sort(one, axis=1) == np.sort(own, axis=1)).all()
                 assert not len(own) or (one != own).any()
+
+
+def test_another_clip_lends_its_states_for_the_same_question():
+    one, two = np.zeros((1, 6, 8)), np.zeros((2, 6, 8))
+    asked = [
+        ("0.mp4", "context", one), ("0.mp4", "sequence", two), ("0.mp4", "context", one),
+        ("1.mp4", "sequence", two), ("1.mp4", "context", one), ("1.mp4", "reasoning", two),
+    ]  # fmt: skip
+    own = [answer_with(states, path, type) for path, type, states in asked]
+    # The same type and as many blocks; for "reasoning", that no other clip has, as many blocks.
+    assert donors(own) == [4, 3, 4, 1, 2, 1]
+    own[4] = answer_with(two, "1.mp4", "context")  # nobody else with one block: any other clip
+    assert donors(own)[1] == 3 and own[donors(own)[0]].question.path == "1.mp4"
 
 
 def test_slots_are_split_as_the_model_splits_its_own():
@@ -91,7 +113,7 @@ def test_all_probes_run_and_the_first_is_the_model_itself(tiny_model, questions)
     np.testing.assert_array_equal(own[0].generation.token_ids, again.token_ids)
     assert not found["zeros"][0].generation.latents.any()
     np.testing.assert_allclose(
-        found["other"][0].generation.latents, own[2].generation.latents, rtol=1e-6
+        found["other"][0].generation.latents, own[3].generation.latents, rtol=1e-6
     )
     assert [len(a.generation.latents) for a in found["off"]] == [0] * 4
     assert found["markers"][0].generation.latents.shape[1] == 0 or not len(

@@ -20,7 +20,7 @@ def result(row, seed, right, **changes):
     given = study.RunResult(
         row=row, seed=seed, settings={}, questions=f"of {seed}", right=right,
         by_type={"context": (sum(right[:half]), half), "sequence": (sum(right[half:]), half)},
-        well_formed=len(right), words=30.0, steps=5, seconds=9.0, flops=2e12,
+        well_formed=len(right), positions=30.0, steps=5, seconds=9.0, flops=2e12,
         losses={"text": 0.1, "latent": 400.0, "sync": 0.2}, states={"rank": 3.0},
     )  # fmt: skip
     return dataclasses.replace(given, **changes)
@@ -30,14 +30,20 @@ def test_a_result_counts_what_was_answered_and_what_it_cost(tmp_path):
     texts = ["\\boxed{B}", "\\boxed{A}", "nothing", "\\boxed{B}"]
     answers = [score(question(i, TYPES[i // 2]), generation(t)) for i, t in enumerate(texts)]
     metrics = [
-        {"loss/text": 9.0 - i, "loss/latent": 1.0, "loss/sync": 2.0, "seconds": 0.5, "flops": 3.0}
-        for i in range(10)
-    ]
+        {
+            "loss/text": 9.0 - i, "loss/latent": 5.0 * (i % 2), "loss/sync": 0.0, "blocks": i % 2,
+            "seconds": 0.5, "flops": 3.0,
+        }
+        for i in range(20)
+    ]  # fmt: skip
     got = study.RunResult.of(answers, metrics, row="a", seed=1, settings={"x": 2}, states={})
     assert got.right == [True, False, False, True] and got.accuracy == 0.5
     assert got.by_type == {"context": (1, 2), "sequence": (1, 2)}
-    assert (got.well_formed, got.words, got.steps) == (3, 3.0, 10)
-    assert (got.seconds, got.flops, got.losses["text"]) == (5.0, 30.0, 0.0)  # the last tenth
+    assert (got.well_formed, got.positions, got.steps) == (3, 3.0, 20)
+    assert (got.seconds, got.flops) == (10.0, 60.0)
+    assert got.losses["text"] == -9.5 and got.losses["latent"] == 5.0  # the last tenth; with blocks
+    assert math.isnan(got.losses["sync"])  # switched off
+    got = dataclasses.replace(got, losses=got.losses | {"sync": 1.0})  # nan is not equal to itself
     got.write(tmp_path / "result.json")
     assert study.RunResult.read(tmp_path / "result.json") == got
     other = [score(question(9), generation("\\boxed{B}")), *answers[1:]]
@@ -50,7 +56,10 @@ def test_a_result_counts_what_was_answered_and_what_it_cost(tmp_path):
 
 def test_what_is_not_finite_and_what_compiles_is_left_out():
     answers = [score(question(), generation("\\boxed{B}"))]
-    line = {"loss/text": 1.0, "loss/latent": None, "loss/sync": 2.0, "seconds": 0.5, "flops": 3.0}
+    line = {
+        "loss/text": 1.0, "loss/latent": None, "loss/sync": 2.0, "blocks": 3,
+        "seconds": 0.5, "flops": 3.0,
+    }  # fmt: skip
     metrics = [line | {"seconds": 12.0}, *[line] * 8, line | {"loss/text": None}]
     got = study.RunResult.of(answers, metrics, row="a", seed=1, settings={}, states={})
     assert got.seconds == 5.0 and math.isnan(got.losses["text"])

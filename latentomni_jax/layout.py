@@ -21,7 +21,7 @@ class InputError(ValueError):
 
 
 class Role(enum.IntEnum):
-    """What a position of the sequence is (method section 1). Masks and losses read only this."""
+    """What a position of the sequence is (docs/method.md 1). Masks and losses read only this."""
 
     PAD = 0
     PROMPT_TEXT = 1
@@ -46,9 +46,9 @@ class LatentSpec:
       trigger_id: `<Unified_Latent>`; opens a block.
       stop_id: `</Unified_Latent>`; inserted by the decoder after the K-th slot.
       ospe_base: base of the OSPE frequencies (the backbone's rope theta).
-      ospe_apply: where the timestamps act, method section 3.
+      ospe_apply: where the timestamps act, docs/method.md 3.
       flow: "open" is causal; with "bottleneck", from a row's first trigger on, only triggers and
-        latent slots look at the prompt's video and audio (method section 7).
+        latent slots look at the prompt's video and audio (docs/method.md 7).
       is_trained: the rows of trigger and stop have been trained; further training keeps them.
     """
 

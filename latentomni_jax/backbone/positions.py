@@ -1,4 +1,4 @@
-"""TMRoPE position ids and the audio-video interleave, computed on the host (method section 8).
+"""TMRoPE position ids and the audio-video interleave, computed on the host (docs/method.md 8).
 
 Every token has three ids (time, height, width), equal for text and audio. 25 temporal ids are one
 second. A video with sound interleaves 2-second chunks, pictures first:

@@ -1,4 +1,4 @@
-"""Causal probes: what a trained model's latents do for its answers (method section 9).
+"""Causal probes: what a trained model's latents do for its answers (docs/method.md 9).
 
 A probe answers the same questions again with the latents changed, and everything else as it was:
 

@@ -1,4 +1,4 @@
-"""Anchors: what the latents of a block are pulled to (method section 4).
+"""Anchors: what the latents of a block are pulled to (docs/method.md 4).
 
 The encoder features of the cited segment, pooled in order of time to one row per slot. Nothing
 here is trained and no gradient flows into the features.

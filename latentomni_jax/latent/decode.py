@@ -1,4 +1,4 @@
-"""Decoding (paper Eq. 2, method sections 2 and 9): one compiled loop over a whole batch.
+"""Decoding (paper Eq. 2, docs/method.md 2 and 9): one compiled loop over a whole batch.
 
 Each row is in its own mode. A row that has just read the trigger feeds its own last hidden state
 back, K times, rotated by OSPE; then the stop token is inserted and text resumes:

@@ -1,4 +1,4 @@
-"""Training examples become batches of one static shape (method sections 1 and 4).
+"""Training examples become batches of one static shape (docs/method.md 1 and 4).
 
 An example is a list of parts: the prompt, then reasoning, latent blocks and the answer. Its media
 are laid into the row's own frames and chunks; cited segments have theirs apart, because no gradient
@@ -39,7 +39,7 @@ from latentomni_jax.layout import (
 )
 
 AnchorSource = Literal["segment", "prompt"]
-# What the language loss predicts (method section 5); the stop token is inserted, never predicted.
+# What the language loss predicts (docs/method.md 5); the stop token is inserted, never predicted.
 _TARGET_ROLES = (Role.ASSISTANT_TEXT, Role.TRIGGER, Role.ANSWER)
 
 

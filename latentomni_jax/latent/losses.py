@@ -1,4 +1,4 @@
-"""The three losses (paper Eq. 4-7, method section 5), as sums with the counts they are means over.
+"""The three losses (paper Eq. 4-7, docs/method.md 5), as sums with the counts they are means over.
 
 Sums, because a mean over the global batch is a sum divided by a count that all devices and all
 accumulated micro-batches share. Everything accumulates in float32 at least.

@@ -1,4 +1,4 @@
-"""Who may look at what (method section 7), written from roles.
+"""Who may look at what (docs/method.md 7), written from roles.
 
 ```
 roles    text video audio text | trigger latent latent stop text answer

@@ -1,4 +1,4 @@
-"""The training objective: L = L_text + λ1 L_latent + λ2 L_sync (paper Eq. 7, method sections 4-6).
+"""The training objective: L = L_text + λ1 L_latent + λ2 L_sync (paper Eq. 7, docs/method.md 4-6).
 
 One forward pass over `[prompt, text, u, slots, u', text, .., answer]` in which every slot is fed a
 given state; the modes differ only in where that state comes from:

@@ -1,4 +1,4 @@
-"""Every choice of the training objective in one frozen config (method sections 4-6)."""
+"""Every choice of the training objective in one frozen config (docs/method.md 4-6)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Objective:
       weight_latent, weight_sync: λ1, λ2; 0 switches a loss off.
       weight_bind: of L_bind, for models from nothing, see `latent.binding`; the paper has none.
       bind_before: L_bind asks for the moment before, too.
-      mode: where slot inputs come from, see the module.
+      mode: where slot inputs come from, docs/method.md 6.
       jacobi_passes: n of mode "jacobi"; equals rollout at blocks * K + 1.
       own_probability: of feeding a slot its own state in mode "mixed".
       anchor_source: "segment" or "prompt", see `latent.examples`.

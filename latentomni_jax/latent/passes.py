@@ -1,4 +1,4 @@
-"""Passes over a training batch, and the states that each mode feeds its slots (method section 6).
+"""Passes over a training batch, and the states that each mode feeds its slots (docs/method.md 6).
 
 A block's states z are what its trigger and slots produce; slot k is fed OSPE(z_k, t_k):
 

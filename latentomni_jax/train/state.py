@@ -210,7 +210,7 @@ def state_shardings(abstract: TrainState, shardings: Any, mesh: Mesh) -> TrainSt
 
 
 def init_latent_rows(params: Any, spec: LatentSpec, seed: int = 0, noise: float = 0.02) -> Any:
-    """New tokens start from the mean embedding plus small noise (method section 1).
+    """New tokens start from the mean embedding plus small noise (docs/method.md 1).
 
     The rows of trigger and stop token, in the embedding and in the head. Porting never does this;
     a training run does whose start has never trained latents. `noise` is relative to the rows'

@@ -209,8 +209,9 @@ def write_report(out: Path, path: Path) -> None:
         f"![right answers of every row]({_FIGURES / figure.name})",
         "",
         f"What the latents are like: losses at the end of training, and measures of {_MEASURED} "
-        f"answers a run (attention: {ATTENDED}), see `evaluate/states.py`. L_latent is a sum over "
-        "slots, and chance of retrieval is one over their number: compare them at one K.",
+        f"answers a run (attention: {ATTENDED}), see `evaluate/states.py`. L_latent is a mean over "
+        "slots of both kinds, and chance of retrieval is one over their number: compare them where "
+        "slots are the same.",
         "",
         study.states_table(rows),
         _END,

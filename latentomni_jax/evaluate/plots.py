@@ -133,7 +133,7 @@ def study_rows(rows: Sequence[Row], chance: float) -> str:
     axis.invert_yaxis()
     axis.set(xlabel="right, % (dots: seeds, bars: their means)", xlim=(0, 100))
     axis.grid(alpha=0.3, axis="x")
-    axis.legend(frameon=False, loc="lower right")
+    axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1))
     return to_uri(figure)
 
 

@@ -38,6 +38,8 @@ def measure_states(
 
     Returns:
       cosine, rank: of a block's states, see `losses.diversity`.
+      explained: of how far anchors lie from the mean anchor of their slot, the share (squared) that
+        the states are nearer. 0 is what one state for all clips gives; below 0 is worse than that.
       retrieval: share of slots nearest to their own anchor among the block's K (chance 1/K).
       segment retrieval: share of blocks whose states are nearest to the anchors of the moment that
         the data cites there, among all blocks' moments.
@@ -76,12 +78,22 @@ def _retrieval(model, answers, root):
     z = jnp.asarray(np.stack([state for state, _ in pairs]))[:, None]
     anchor = jnp.stack([anchor for _, (anchor, _) in pairs])[:, None]
     mask = jnp.stack([mask for _, (_, mask) in pairs])[:, None]
-    found = {"retrieval": float(losses.retrieval(z, anchor, mask)) / len(pairs)}
+    found = {
+        "explained": _explained(z[:, 0], anchor[:, 0], mask[:, 0]),
+        "retrieval": float(losses.retrieval(z, anchor, mask)) / len(pairs),
+    }
     flat_z, flat_a = (losses.unit(x[:, 0] * mask[:, 0, :, None]) for x in (z, anchor))
     scores = jnp.einsum("nkd,mkd->nm", flat_z, flat_a - flat_a.mean(axis=0))
     # Moments that look and sound the same are not told apart: one of the best is right.
     own = jnp.diagonal(scores) >= scores.max(axis=1) - 1e-5
     return found | {"segment retrieval": float(own.mean())}
+
+
+def _explained(z, anchor, mask):
+    weight = mask[..., None].astype(z.dtype)
+    mean = jnp.sum(anchor * weight, axis=0) / jnp.maximum(weight.sum(axis=0), 1)
+    missed, whole = (float(jnp.sum((x * weight) ** 2)) for x in (z - anchor, anchor - mean))
+    return 1 - missed / whole if whole else float("nan")
 
 
 def anchors_of(model: LatentOmni, part: Part) -> tuple[Float[Array, "K D"], Array]:

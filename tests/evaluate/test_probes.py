@@ -10,7 +10,7 @@ from data_pipeline.av_events.clips import make_clip
 from data_pipeline.trajectories import PAIR, Trajectory, read_jsonl
 from latentomni_jax.evaluate.answers import score
 from latentomni_jax.evaluate.probes import EDITS, Probe, donors, run_probes, split
-from latentomni_jax.evaluate.states import measure_states
+from latentomni_jax.evaluate.states import _explained, measure_states
 from latentomni_jax.layout import InputError, LatentSpec
 from latentomni_jax.model import Generation
 
@@ -124,6 +124,20 @@ def test_all_probes_run_and_the_first_is_the_model_itself(tiny_model, questions)
         next(run_probes(model, [], root))
 
 
+def test_what_states_explain_of_their_anchors():
+    rng = np.random.default_rng(0)
+    anchor = rng.normal(size=(50, 3, 4)) + [[[5.0]], [[0.0]]] * 25  # two kinds of clips
+    mask = np.ones((50, 3), bool)
+    mask[::5, 2] = False
+    weight = mask[..., None]
+    mean = (anchor * weight).sum(0) / weight.sum(0)
+    half = (anchor + mean) / 2
+    for z, expected in ((anchor, 1.0), (half, 0.75), (np.broadcast_to(mean, anchor.shape), 0.0)):
+        wild = np.where(weight, z, 1e3)  # where a slot has no anchor, nothing is asked of it
+        assert _explained(wild, anchor, mask) == pytest.approx(expected, abs=1e-5)
+    assert _explained(2 * mean - anchor, anchor, mask) == pytest.approx(-3, abs=1e-4)
+
+
 def test_measures_of_states(tiny_model, questions):
     model = tiny_model.with_latent(num_visual=4, num_audio=2)
     asked, root = questions
@@ -132,10 +146,11 @@ def test_measures_of_states(tiny_model, questions):
     )
     found = measure_states(model, own, root, attended=2)
     assert set(found) == {
-        "cosine", "rank", "retrieval", "segment retrieval", "matched", "unmatched",
+        "cosine", "rank", "explained", "retrieval", "segment retrieval", "matched", "unmatched",
         "matched, rotated", "unmatched, rotated", "to clip", "through latents",
     }  # fmt: skip
     assert 1 <= found["rank"] <= 6 and -1 <= found["cosine"] <= 1
+    assert found["explained"] < 1
     assert 0 <= found["retrieval"] <= 1 and 0 <= found["segment retrieval"] <= 1
     assert 0 < found["to clip"] < 1 and 0 < found["through latents"] < 1
     # All states alike.

@@ -78,10 +78,10 @@ def _retrieval(model, answers, root):
     z = jnp.asarray(np.stack([state for state, _ in pairs]))[:, None]
     anchor = jnp.stack([anchor for _, (anchor, _) in pairs])[:, None]
     mask = jnp.stack([mask for _, (_, mask) in pairs])[:, None]
-    found = {
-        "explained": _explained(z[:, 0], anchor[:, 0], mask[:, 0]),
-        "retrieval": float(losses.retrieval(z, anchor, mask)) / len(pairs),
-    }
+    found = {"retrieval": float(losses.retrieval(z, anchor, mask)) / len(pairs)}
+    explained = _explained(z[:, 0], anchor[:, 0], mask[:, 0])
+    if explained is not None:  # else all anchors are alike
+        found["explained"] = explained
     flat_z, flat_a = (losses.unit(x[:, 0] * mask[:, 0, :, None]) for x in (z, anchor))
     scores = jnp.einsum("nkd,mkd->nm", flat_z, flat_a - flat_a.mean(axis=0))
     # Moments that look and sound the same are not told apart: one of the best is right.
@@ -93,7 +93,7 @@ def _explained(z, anchor, mask):
     weight = mask[..., None].astype(z.dtype)
     mean = jnp.sum(anchor * weight, axis=0) / jnp.maximum(weight.sum(axis=0), 1)
     missed, whole = (float(jnp.sum((x * weight) ** 2)) for x in (z - anchor, anchor - mean))
-    return 1 - missed / whole if whole else float("nan")
+    return 1 - missed / whole if whole else None
 
 
 def anchors_of(model: LatentOmni, part: Part) -> tuple[Float[Array, "K D"], Array]:

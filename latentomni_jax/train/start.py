@@ -48,8 +48,8 @@ class Preset:
 PRESETS = {
     "tiny": Preset(ThinkerConfig.tiny, 512),
     # To find a name again, a model has to learn two things that help only together: to know what
-    # stood before a position, and to look for it. Begun with the first, it learned the second where it
-    # had not before (docs/design.md); so it did with embeddings that are not drowned by what a
+    # stood before a position, and to look for it. Begun with the first, it learned the second where
+    # it had not before (docs/design.md); so it did with embeddings that are not drowned by what a
     # shallow decoder adds to them. Three back, because a name can have three words and be known by
     # its first.
     "small": Preset(ThinkerConfig.small, 640, embedding_scale=25.0, look_back=(1, 3, 2, None)),

@@ -24,7 +24,7 @@ def questions(tmp_path_factory):
         {
             "id": str(i), "video": f"{i % 2}.mp4", "question": "Which shape?",
             "choices": ["disc", "square"], "reasoning": f"I look.{PAIR}It is there.",
-            "segments": [[0.0, 1.0]], "answer": "\\boxed{A}",
+            "segments": [[i % 2, 1.0 + i % 2]], "answer": "\\boxed{A}",
         }
         for i in range(4)
     ]  # fmt: skip

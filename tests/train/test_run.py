@@ -137,7 +137,7 @@ def test_gradients_that_are_not_finite_skip_the_step(small_config, tmp_path):
             marks=pytest.mark.slow,
         ),
         ("model.lora_rank=4",),
-        ("optimizer.name=muon",),
+        pytest.param(("optimizer.name=muon",), marks=pytest.mark.slow),  # the demo's test has it
         ("model.dtype=bfloat16", "model.remat=full", "model.frozen=()"),
     ],
     ids=",".join,

@@ -4,7 +4,8 @@
 #   bash launch/demo.sh              laid out for a quarter of an hour on two cores
 #   bash launch/demo.sh --quick      a few minutes: every part runs, and little is learned
 #
-# VENV and PYTHON: see launch/environment.sh. What it makes is in runs/demo (or runs/demo-quick); interrupted, it goes on.
+# VENV and PYTHON: see launch/environment.sh. What it makes is in runs/demo, or
+# runs/demo-quick; interrupted, it goes on.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}

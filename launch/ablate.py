@@ -108,7 +108,7 @@ def run_all(out: Path, scale: demo.Scale, seeds: list[int], rows: list[str], rep
     for seed in seeds:
         World.of(scale.clips, seed, DIALS[demo.DIAL])  # refuses what is unusable
     _check_same(out, scale)
-    _read_results(out)
+    _read_results(out)  # refuses what is of other settings, before hours of work
     left = {s: [row for row in rows if not result_path(out, s, row).is_file()] for s in seeds}
     count = sum(map(len, left.values()))
     done, started = 0, time.monotonic()

@@ -1,13 +1,15 @@
 """The paper's ablations in small: every row trained alike, compared, and written down.
 
     python -m launch.ablate                        the main rows, three seeds: hours on two cores
-    python -m launch.ablate --rows count mode      other groups, or rows by name
+    python -m launch.ablate --rows silent_main     other groups, or rows by name
     python -m launch.ablate --report-only          writes what there is to docs/results.md
 
 A seed has a world, questions and a base of its own (`configs/av_events.py`; a demo with
 `--out runs/ablate/seed-N --seed N` makes the same); rows of a seed differ in the last stage alone
-(`configs/av_events_study.py`), which has the same number of steps for each. What is finished is not
-done again: stopped, it goes on where it was. The table is written after every row.
+(`configs/av_events_study.py`), which has the same number of steps for each. Rows "silent_X" and
+"bottleneck_X" go on from the model of X, for --further-steps; X is trained where it is missing.
+What is finished is not done again: stopped, it goes on where it was. The table is written after
+every row.
 
 Groups:"""
 
@@ -25,7 +27,7 @@ import jax
 import tqdm
 
 from configs.av_events import STAGES
-from configs.av_events_study import GROUPS, ROWS
+from configs.av_events_study import GROUPS, ROWS, earlier
 from data_pipeline.av_events.samples import World
 from data_pipeline.av_events.world import DIALS
 from data_pipeline.shards import write_text
@@ -38,7 +40,8 @@ from latentomni_jax.model import LatentOmni
 from launch import demo
 
 __doc__ += " " + "; ".join(f"{group} ({', '.join(rows)})" for group, rows in GROUPS.items()) + "."
-REFERENCE, SILENT = "latentomni", "silent"  # what others are compared with
+REFERENCE = "latentomni"  # what others are compared with
+_STEPS = demo.FULL.steps | {STAGES[-1]: 1200, "further": 1400}
 _OUT = Path("runs/ablate")
 _SIZES = "study.json"
 _MEASURED = 100  # answers whose latents are looked at
@@ -64,7 +67,7 @@ def main() -> None:
     parser.add_argument(
         "--clips", type=int, default=demo.FULL.clips, help="of each world (%(default)s)"
     )
-    for stage, steps in demo.FULL.steps.items():
+    for stage, steps in _STEPS.items():
         parser.add_argument(f"--{stage}-steps", type=int, default=steps, help="(%(default)s)")
     parser.add_argument("--device", choices=_PLATFORMS, default="cpu", help="(%(default)s)")
     parser.add_argument(
@@ -80,27 +83,29 @@ def main() -> None:
     _around(report)  # what is missing is told before hours of work
     if not args.report_only:
         jax.config.update("jax_platforms", _PLATFORMS[args.device])
-        steps = {stage: getattr(args, f"{stage}_steps") for stage in demo.FULL.steps}
+        steps = {stage: getattr(args, f"{stage}_steps") for stage in _STEPS}
         scale = demo.Scale(args.clips, args.questions, steps)
         run_all(args.out, scale, args.seeds, rows, report)
     write_report(args.out, report)
 
 
 def choose(names: list[str]) -> list[str]:
-    """Rows of groups and names, once each; a reference before those that are compared with it."""
-    rows: list[str] = []
+    """Rows of groups and names, once each, behind what they go on from and are compared with."""
+    rows: list[str | None] = []
     for name in names:
         if name not in GROUPS and name not in ROWS:
             raise InputError(
                 f"no group or row {name!r}; there are {', '.join(GROUPS)}, {', '.join(ROWS)}"
             )
         for row in GROUPS.get(name, [name]):
-            rows += [reference_of(row), row]
-    return list(dict.fromkeys(rows))
+            reference = reference_of(row)
+            rows += [earlier(reference), reference, earlier(row), row]
+    return list(dict.fromkeys(filter(None, rows)))
 
 
 def reference_of(row: str) -> str:
-    return SILENT if row in GROUPS[SILENT] else REFERENCE
+    kind = row.removesuffix(earlier(row) or row)
+    return kind + REFERENCE
 
 
 def run_all(out: Path, scale: demo.Scale, seeds: list[int], rows: list[str], report: Path) -> None:
@@ -125,10 +130,16 @@ def run_all(out: Path, scale: demo.Scale, seeds: list[int], rows: list[str], rep
             minutes = (time.monotonic() - started) / max(done, 1) * (count - done) / 60
             told = f", about {minutes:.0f} min left" if done else ""
             print(f"\n[{done + 1}/{count}] {row}, seed {seed}{told}", flush=True)
+            before = earlier(row)
             model = demo.train(
-                f"av_events_study.py:{row}", home, home / row, scale.steps[STAGES[-1]], seed, start
+                f"av_events_study.py:{row}",
+                home,
+                result_path(out, seed, row).parent,
+                scale.steps["further" if before else STAGES[-1]],
+                seed,
+                result_path(out, seed, before).parent / "model" if before else start,
             )
-            result = ask(LatentOmni.from_pretrained(model), row, seed, home, questions)
+            result = ask(model, row, seed, home / "events", questions)
             result.write(result_path(out, seed, row))
             print(f"{100 * result.accuracy:.1f}% of {len(questions)} right", flush=True)
             write_report(out, report)
@@ -153,14 +164,14 @@ def _sizes(out: Path) -> dict[str, Any]:
 
 
 def result_path(out: Path, seed: int, row: str) -> Path:
-    return out / f"seed-{seed}" / row / "result.json"
+    return out / f"seed-{seed}" / "rows" / row / "result.json"
 
 
 def ask(
-    model: LatentOmni, row: str, seed: int, home: Path, questions: list[Trajectory]
+    directory: Path, row: str, seed: int, root: Path, questions: list[Trajectory]
 ) -> study.RunResult:
-    """Answers of a trained row, and what its latents are like."""
-    root = home / "events"
+    """Answers of a row's trained model in `directory`, and what its latents are like."""
+    model = LatentOmni.from_pretrained(directory)
     found: list[Scored] = list(
         tqdm.tqdm(
             answer_all(model, questions, root, batch=40, max_new_tokens=demo.MAX_NEW_TOKENS),
@@ -170,7 +181,7 @@ def ask(
     )
     return study.RunResult.of(
         found,
-        [json.loads(line) for line in (home / row / "metrics.jsonl").open()],
+        [json.loads(line) for line in (directory.parent / "metrics.jsonl").open()],
         row=row,
         seed=seed,
         settings=ROWS[row],
@@ -188,7 +199,7 @@ def write_report(out: Path, path: Path) -> None:
         raise InputError(f"{out}: has no result yet; leave --report-only out")
     parts = {
         reference: study.compare(mine, reference)
-        for reference in (REFERENCE, SILENT)
+        for reference in dict.fromkeys(reference_of(row) for row in ROWS)
         if (mine := [result for result in results if reference_of(result.row) == reference])
     }
     rows = [row for part in parts.values() for row in part]
@@ -203,7 +214,7 @@ def write_report(out: Path, path: Path) -> None:
         + f"; {asked} unseen questions a seed, chance {100 * demo.CHANCE:.0f} %. "
         "Right: mean over seeds ± their standard deviation. Against the reference: difference in "
         "points over shared seeds; p: exact McNemar test of these models' answers, two-sided. "
-        "FLOPs and seconds are those of the last stage, which alone differs; compiling left out.",
+        "FLOPs and seconds are those of the row's own steps; compiling left out.",
         "",
         *(study.table(part, types, reference) for reference, part in parts.items()),
         f"![right answers of every row]({_FIGURES / figure.name})",
@@ -224,7 +235,7 @@ def write_report(out: Path, path: Path) -> None:
 def _read_results(out: Path) -> list[study.RunResult]:
     """In the order of rows. Raises InputError where one is of other settings than its row."""
     results = []
-    for file in sorted(out.glob("seed-*/*/result.json")):
+    for file in sorted(out.glob("seed-*/rows/*/result.json")):
         result = study.RunResult.read(file)
         if result.settings != ROWS.get(result.row):
             raise InputError(

@@ -1,8 +1,9 @@
-"""What all tests share: where the real assets are."""
+"""What all tests share: where the real assets are, and what was compiled before."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import jaxtyping
@@ -12,6 +13,15 @@ import pytest
 jaxtyping.install_import_hook(
     ["latentomni_jax.backbone", "latentomni_jax.latent"], "beartype.beartype"
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A program that several tests or their processes need is compiled once a run of the suite."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and subprocesses inherit it
+        folder = tempfile.TemporaryDirectory(prefix="latentomni-compiled-")
+        config.add_cleanup(folder.cleanup)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 
 @pytest.fixture(scope="session")

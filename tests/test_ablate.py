@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from configs.av_events_study import ROWS
+from configs.av_events_study import GROUPS, ROWS
 from latentomni_jax.layout import InputError
 from latentomni_jax.train.config import load, resolve
 from launch import ablate, demo
 from tests.evaluate.test_study import result
 
-SMALL = demo.Scale(14, 4, dict.fromkeys(demo.TITLES, 2))
+SMALL = demo.Scale(14, 4, dict.fromkeys([*demo.TITLES, "further"], 2))
 
 
 def marked(path):
@@ -23,9 +23,10 @@ def test_rows_are_chosen_by_group_and_name_the_reference_first():
     assert ablate.choose(["teacher", "split", "split_6_4"]) == [
         "latentomni", "teacher", "split_6_4", "split_7_3", "split_9_1",
     ]  # fmt: skip
-    assert ablate.choose(["silent_bottleneck", "flow"]) == [
-        "silent", "silent_bottleneck", "latentomni", "bottleneck",
+    assert ablate.choose(["silent_text_cot", "bottleneck_latentomni"]) == [
+        "latentomni", "silent_latentomni", "text_cot", "silent_text_cot", "bottleneck_latentomni",
     ]  # fmt: skip
+    assert set(ROWS) == set(ablate.choose(list(GROUPS)))
     with pytest.raises(InputError, match="no group or row 'all'; there are main, count"):
         ablate.choose(["all"])
 
@@ -54,36 +55,37 @@ def stubbed(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "train", train)
     monkeypatch.setattr(demo, "make_world", make_world)
     monkeypatch.setattr(demo, "make_cache", lambda out: None)
-    monkeypatch.setattr(ablate.LatentOmni, "from_pretrained", lambda directory: None)
     monkeypatch.setattr(
         ablate,
         "ask",
-        lambda model, row, seed, *rest: result(row, seed, [1, seed, 0, 1], settings=ROWS[row]),
+        lambda directory, row, seed, *rest: result(row, seed, [1, seed, 0, 1], settings=ROWS[row]),
     )
     return trained
 
 
 def test_what_is_finished_is_not_done_again(stubbed, tmp_path):
     out, report = tmp_path / "study", marked(tmp_path / "results.md")
-    rows = ["latentomni", "text_cot"]
+    rows = ["latentomni", "silent_latentomni"]
     ablate.run_all(out, SMALL, [0, 1], rows, report)
     stages = [(f"av_events.py:{stage}", before) for stage, before in
               (("senses", None), ("base", "senses/model"), ("order", "base/model"))]  # fmt: skip
     expected = []
     for seed in (0, 1):
         expected += [(config, seed, before) for config, before in stages]
-        expected += [(f"av_events_study.py:{row}", seed, "order/model") for row in rows]
+        expected += [(f"av_events_study.py:{row}", seed, before) for row, before in
+                     zip(rows, ("order/model", "rows/latentomni/model"), strict=True)]  # fmt: skip
     assert stubbed == expected
     text = report.read_text()
     assert text.startswith("# Results\n\n<!-- study") and text.endswith("\n\n## Older\n")
     assert "\nold\n" not in text
     assert "4 runs: 14 clips of the dial easy, steps of senses 2, base 2, order 2, latent" in text
-    assert "| latentomni | 2 | 62.5 ± 17.7 |" in text and "| text_cot | 2 |" in text
+    assert "| latentomni | 2 | 62.5 ± 17.7 |" in text and "| silent_latentomni | 2 |" in text
+    assert text.count("| against ") == 2  # a table for those that are compared with each other
     assert (tmp_path / "figures" / "study.png").read_bytes().startswith(b"\x89PNG")
 
     ablate.run_all(out, SMALL, [0, 1], rows, report)
     assert stubbed == expected
-    (out / "seed-1" / "text_cot" / "result.json").unlink()
+    (out / "seed-1" / "rows" / "silent_latentomni" / "result.json").unlink()
     ablate.run_all(out, SMALL, [0, 1], rows, report)
     # The trainer itself finds that the stages before it are done.
     assert stubbed[len(expected) :] == [*expected[5:8], expected[-1]]
@@ -106,7 +108,7 @@ def test_what_cannot_be_written_or_mixed_is_named(stubbed, tmp_path):
 def test_it_trains_and_asks(tmp_path):
     out, report = tmp_path / "study", marked(tmp_path / "results.md")
     ablate.run_all(out, SMALL, [0], ["latentomni", "text_cot"], report)
-    taken = json.loads((out / "seed-0" / "text_cot" / "result.json").read_text())
+    taken = json.loads((out / "seed-0" / "rows" / "text_cot" / "result.json").read_text())
     assert taken["settings"] == {"data.reasoning": "text"} and len(taken["right"]) == 4
     assert taken["flops"] > 0 and taken["seconds"] > 0 and taken["steps"] == 2
     assert "| latentomni | 1 |" in report.read_text()

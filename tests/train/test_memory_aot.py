@@ -83,4 +83,6 @@ def test_a_shallow_step_compiles_and_holds_no_array_of_all_logits(topology):
         if vocabulary in sizes and width not in sizes:
             largest = max(largest, math.prod(sizes) // vocabulary)
     assert largest == rows * chunk
-    assert step.compile().memory_analysis().peak_memory_in_bytes > 0
+    # What a default compile adds takes four times as long; the 7B steps above have it.
+    compiled = step.compile(compiler_options={"optimization_level": "O0"})
+    assert compiled.memory_analysis().peak_memory_in_bytes > 0

@@ -173,6 +173,20 @@ def test_frozen_towers_get_no_gradient(frozen):
         assert touched(grads, tower) == (tower not in frozen)
 
 
+@pytest.mark.parametrize("frames_per_call", [3, 64])
+def test_what_is_frozen_is_encoded_alike(frames_per_call):
+    """Prompt and segments in one call, however many frames it may take."""
+    config, params = make_ported()
+    rows = [ExampleMaker(seed).example("video_with_sound") for seed in (1, 2)]
+    batch = make_batch(config, rows)
+    assert batch.prompt.patches.shape[1] and batch.segments.patches.shape[1]
+    encode = functools.partial(encode_media, Thinker(config), MEDIA, params, batch)
+    apart = jax.jit(lambda: encode(1))()
+    together = jax.jit(lambda: encode(frames_per_call, ("vision", "audio")))()
+    np.testing.assert_allclose(together, apart, atol=1e-5, rtol=1e-4)
+    assert not np.allclose(apart[0], apart[1], atol=1e-2)
+
+
 def released_latent_loss(row):
     """Pairs as the released code makes them: the pads of all blocks of a row in one list.
 

@@ -1,4 +1,4 @@
-"""The paper's ablations in small: every row trained alike, compared, and written down.
+"""The paper's ablations in small: rows trained with one budget, compared, and written down.
 
     python -m launch.ablate                        the main rows, three seeds: hours on two cores
     python -m launch.ablate --rows silent_main     other groups, or rows by name
@@ -7,7 +7,8 @@
 A seed has a world, questions and a base of its own (`configs/av_events.py`; a demo with
 `--out runs/ablate/seed-N --seed N` makes the same); rows of a seed differ in the last stage alone
 (`configs/av_events_study.py`), which has the same number of steps for each. Rows "silent_X" and
-"bottleneck_X" go on from the model of X, for --further-steps; X is trained where it is missing.
+"bottleneck_X" have another stage behind it, for --further-steps from the model of X; X is trained
+where it is missing.
 What is finished is not done again: stopped, it goes on where it was. The table is written after
 every row.
 
@@ -27,7 +28,7 @@ import jax
 import tqdm
 
 from configs.av_events import STAGES
-from configs.av_events_study import GROUPS, ROWS, earlier
+from configs.av_events_study import FURTHER_STEPS, GROUPS, ROWS, STEPS, earlier
 from data_pipeline.av_events.samples import World
 from data_pipeline.av_events.world import DIALS
 from data_pipeline.shards import write_text
@@ -41,7 +42,8 @@ from launch import demo
 
 __doc__ += " " + "; ".join(f"{group} ({', '.join(rows)})" for group, rows in GROUPS.items()) + "."
 REFERENCE = "latentomni"  # what others are compared with
-_STEPS = demo.FULL.steps | {STAGES[-1]: 1200, "further": 1400}
+_STEPS = demo.FULL.steps | {STAGES[-1]: STEPS, "further": FURTHER_STEPS}
+_STEPS_OF = {STAGES[-1]: "of a row", "further": "of a row that goes on from another"}
 _OUT = Path("runs/ablate")
 _SIZES = "study.json"
 _MEASURED = 100  # answers whose latents are looked at
@@ -68,7 +70,8 @@ def main() -> None:
         "--clips", type=int, default=demo.FULL.clips, help="of each world (%(default)s)"
     )
     for stage, steps in _STEPS.items():
-        parser.add_argument(f"--{stage}-steps", type=int, default=steps, help="(%(default)s)")
+        told = f"{_STEPS_OF.get(stage, 'of the stage before rows')} (%(default)s)"
+        parser.add_argument(f"--{stage}-steps", type=int, default=steps, help=told)
     parser.add_argument("--device", choices=_PLATFORMS, default="cpu", help="(%(default)s)")
     parser.add_argument(
         "--report",
@@ -104,8 +107,9 @@ def choose(names: list[str]) -> list[str]:
 
 
 def reference_of(row: str) -> str:
-    kind = row.removesuffix(earlier(row) or row)
-    return kind + REFERENCE
+    """What a row is compared with: "latentomni", "silent_latentomni" for "silent_text_cot"."""
+    prefix = row.removesuffix(earlier(row) or row)
+    return prefix + REFERENCE
 
 
 def run_all(out: Path, scale: demo.Scale, seeds: list[int], rows: list[str], report: Path) -> None:
@@ -214,7 +218,7 @@ def write_report(out: Path, path: Path) -> None:
         + f"; {asked} unseen questions a seed, chance {100 * demo.CHANCE:.0f} %. "
         "Right: mean over seeds ± their standard deviation. Against the reference: difference in "
         "points over shared seeds; p: exact McNemar test of these models' answers, two-sided. "
-        "FLOPs and seconds are those of the row's own steps; compiling left out.",
+        "FLOPs and seconds are those of a row's last stage; compiling left out.",
         "",
         *(study.table(part, types, reference) for reference, part in parts.items()),
         f"![right answers of every row]({_FIGURES / figure.name})",

@@ -51,7 +51,7 @@ MAX_NEW_TOKENS = 64  # the longest trajectory has 46
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How much is done. Attributes: steps: of every stage."""
+    """How much is done. Attributes: steps: of every stage (a study's has its own beside them)."""
 
     clips: int
     questions: int

@@ -26,12 +26,12 @@ class RunResult:
     """What one variant under one seed gave.
 
     Attributes:
-      row: name of the variant. settings: of its config, beside the reference's.
+      row: name of the variant. settings: of its config, over that of all variants.
       questions: digest of what was asked. right: whether each was answered right, in that order.
       by_type: right answers and questions of every type.
       well_formed: answers that end and can be parsed. positions: tokens and slots of latents that
         an answer takes, mean.
-      steps, seconds, flops: of the training that rows differ in; compiling is no part of seconds.
+      steps, seconds, flops: of its last stage of training; compiling is no part of seconds.
       losses: at its end; of latents over steps with blocks, nan where they are not computed.
       states: measures of the latents, see `states.measure_states`.
     """

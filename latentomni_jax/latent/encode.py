@@ -43,7 +43,7 @@ def encode_media(
     def encode(tower, function, *names):
         """Features [B, frames or chunks, tokens, D] of the prompt, and of the segments."""
         inputs = [[getattr(part, name) for name in names] for part in parts]
-        if tower in frozen:  # what learns nothing goes through together: half of the operations
+        if tower in frozen:  # what learns nothing goes through in one call
             both = (jnp.concatenate(pair, axis=1) for pair in zip(*inputs, strict=True))
             return jnp.split(function(fixed, *both), [inputs[0][-1].shape[1]], axis=1)
         return [function(p, *one) for p, one in zip((params, fixed), inputs, strict=True)]

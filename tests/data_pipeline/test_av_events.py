@@ -217,7 +217,7 @@ def test_the_set_is_what_was_drawn(made, world):
         stage: {id.split("-", 2)[2] for id in (t.id for t in everything) if re.search(only, id)}
         for stage, only in (
             *((stage, av_events(stage).data.only) for stage in STAGES),
-            ("silent", av_events_study("silent").data.only),
+            *((row, av_events_study(row).data.only) for row in ("text_cot", "silent_text_cot")),
         )
     }
     binding = {"by-thing", "by-sound", "after-thing", "after-sound", "twins"}
@@ -227,7 +227,8 @@ def test_the_set_is_what_was_drawn(made, world):
         "base": words_ | {"picture", "by-time"} | binding,
         "order": words_ - {"chain"} | binding,
         "latentomni": {"compare", "tell"} | binding | set(questions.TYPES),
-        "silent": {"compare", "tell"} | binding | {f"{type}-silent" for type in questions.TYPES},
+        "text_cot": set(questions.TYPES),
+        "silent_text_cot": {f"{type}-silent" for type in questions.TYPES},
     }
     tokenizer = load_tokenizer(made / "tokenizer")
     text = "I listen for the tone low steady. The red disc is seen."

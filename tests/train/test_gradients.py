@@ -25,9 +25,10 @@ from tests.reference import make_ported, make_reference
 from tests.torch_objective import states, torch_objective
 
 LOSSES = ("total", "text", "latent", "sync")
-# One shape for all tests, so that the gradient program compiles once per objective.
+# One shape for all tests, so that the gradient program compiles once per objective. Seven frames
+# go through the vision tower four at a time, one of them added.
 SHAPE = BatchShape(
-    tokens=264, targets=40, blocks=4, frames=6, segment_frames=8, patches=128,
+    tokens=264, targets=40, blocks=4, frames=7, segment_frames=8, patches=128,
     chunks=4, segment_chunks=5, visual_anchors=64, audio_anchors=60,
 )  # fmt: skip
 ROWS = 6

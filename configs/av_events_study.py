@@ -22,8 +22,9 @@ from configs.av_events import get_config as av_events
 from latentomni_jax.layout import InputError
 
 STEPS, FURTHER_STEPS = 1200, 1400  # of a row, and of one that goes on from another
-# What the rows of a kind share. 0.005 belongs to the 3,584 channels of the 7B model: channel for
-# channel it is 0.14 for these 128. More than that at once costs right answers (docs/results.md).
+# What the rows of a kind share. The weight 0.005 belongs to the 3,584 channels of the 7B model:
+# channel for channel it is 0.14 for these 128. Where words tell what was found more than 0.005 cost
+# right answers, where they do not latents need more (docs/results.md).
 _TOLD = {"data.only": r"^train-[0-9]+-(?!by-|after-|twins|\w+-silent)"}
 _SILENT = {"data.only": r"^train-[0-9]+-\w+-silent", "objective.weight_latent": 0.05}
 _BOTTLENECK = _TOLD | {"latent.flow": "bottleneck", "objective.weight_latent": 0.05}

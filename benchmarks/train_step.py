@@ -39,6 +39,7 @@ from latentomni_jax.latent.options import Objective
 from latentomni_jax.latent.sync import init_sync
 from latentomni_jax.layout import LatentPart, LatentSpec, MediaSpec, Role, TextPart, VisionPart
 from latentomni_jax.train.flops import peak, step_flops
+from latentomni_jax.train.host import keep_freed_memory
 from latentomni_jax.train.state import OptimizerConfig, new_state
 from latentomni_jax.train.step import make_step
 from latentomni_jax.weights import safetensors
@@ -338,6 +339,7 @@ def compare(preset: str, rows: int | None, repeats: int, remat: str) -> None:
     import torch
     import transformers
 
+    kept = keep_freed_memory()
     reference, spec = make_reference(preset)
     config, params = port(reference)
     load = LOADS[preset] if rows is None else dataclasses.replace(LOADS[preset], rows=rows)
@@ -347,7 +349,8 @@ def compare(preset: str, rows: int | None, repeats: int, remat: str) -> None:
     print(f"{platform.machine()}, {torch.get_num_threads()} threads; jax {jax.__version__}, "
           f"torch {torch.__version__}, transformers {transformers.__version__}")  # fmt: skip
     print(f"{preset}: {size / 1e6:.1f} M parameters, {len(examples)} x {batch.lengths[0]} tokens, "
-          f"{batch.triggers.size} blocks of {spec.num_latents}, f32, remat {remat}")  # fmt: skip
+          f"{batch.triggers.size} blocks of {spec.num_latents}, f32, remat {remat}, freed memory "
+          f"{'kept' if kept else 'returned'} (both sides)")  # fmt: skip
     sides = {
         "ours": Ours(config, spec, params, batch, remat=remat),
         "torch": Theirs(reference, config, spec, examples, batch),

@@ -38,6 +38,7 @@ from latentomni_jax.evaluate.answers import Scored, answer_all
 from latentomni_jax.evaluate.states import ATTENDED, measure_states
 from latentomni_jax.layout import InputError
 from latentomni_jax.model import LatentOmni
+from latentomni_jax.train.host import keep_freed_memory
 from launch import demo
 
 __doc__ += " " + "; ".join(f"{group} ({', '.join(rows)})" for group, rows in GROUPS.items()) + "."
@@ -86,6 +87,7 @@ def main() -> None:
     _around(report)  # what is missing is told before hours of work
     if not args.report_only:
         jax.config.update("jax_platforms", _PLATFORMS[args.device])
+        keep_freed_memory()
         steps = {stage: getattr(args, f"{stage}_steps") for stage in _STEPS}
         scale = demo.Scale(args.clips, args.questions, steps)
         run_all(args.out, scale, args.seeds, rows, report)

@@ -36,6 +36,7 @@ from latentomni_jax.evaluate.report import Shown
 from latentomni_jax.layout import InputError
 from latentomni_jax.model import LatentOmni
 from latentomni_jax.train.config import load
+from latentomni_jax.train.host import keep_freed_memory
 from latentomni_jax.train.loop import Trainer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -102,6 +103,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the world and of the training")
     parser.add_argument("--out", type=Path, help="default is runs/demo, or runs/demo-quick")
     args = parser.parse_args()
+    keep_freed_memory()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     out = args.out or Path("runs/demo-quick" if args.quick else "runs/demo")
     scale = QUICK if args.quick else FULL

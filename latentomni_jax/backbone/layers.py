@@ -56,6 +56,7 @@ def dense(
     return (LoraDense if lora else nn.Dense)(
         features,
         **lora,
+        dot_general=_rows_times_kernel,
         use_bias=bias,
         dtype=dtype,
         param_dtype=param_dtype,
@@ -63,6 +64,17 @@ def dense(
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, (axes[1],)),
         name=name,
     )
+
+
+def _rows_times_kernel(x, kernel, dimension_numbers, precision=None):
+    """`lax.dot_general` of [..., in] with [in, out], as one matrix of rows.
+
+    The gradient of a kernel contracts every other axis of `x`. Where there are two, XLA on CPU
+    first transposes what comes from above, and forms it again to do so (docs/performance.md).
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    out = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), precision=precision)
+    return out.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 class LoraDense(nn.Dense):

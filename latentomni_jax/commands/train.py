@@ -59,8 +59,10 @@ def run(args: argparse.Namespace) -> int:
     if args.print_config:
         print(config)
         return 0
+    from latentomni_jax.train.host import keep_freed_memory
     from latentomni_jax.train.loop import Trainer
 
+    keep_freed_memory()
     trainer = Trainer(config, args.workdir.absolute())
     print(trainer.describe(), file=sys.stderr)
     result = trainer.train()

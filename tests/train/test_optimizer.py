@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from latentomni_jax.layout import InputError
-from latentomni_jax.train.state import OptimizerConfig, new_state
+from latentomni_jax.train.state import OptimizerConfig, _clip, new_state
 
 RATE = 0.1
 
@@ -96,3 +96,17 @@ def test_kernels_decay(params):
 def test_an_unknown_optimizer_is_refused():
     with pytest.raises(InputError, match="adamw or muon: 'adam'"):
         OptimizerConfig(name="adam")
+
+
+@pytest.mark.parametrize("limit", [0.5, 1e3])
+def test_gradients_are_clipped_by_their_global_norm(params, limit):
+    """As optax does, one factor for all: what is smaller than the limit stays as it is, bit for bit."""
+    clip, reference = _clip(limit), optax.clip_by_global_norm(limit)
+    clipped = clip.update(params, clip.init(params))[0]
+    expected = reference.update(params, reference.init(params))[0]
+    for got, want in zip(jax.tree.leaves(clipped), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+    if limit > optax.global_norm(params):
+        jax.tree.map(np.testing.assert_array_equal, clipped, params)
+    else:
+        np.testing.assert_allclose(optax.global_norm(clipped), limit, rtol=1e-5)

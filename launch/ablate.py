@@ -9,8 +9,9 @@ A seed has a world, questions and a base of its own (`configs/av_events.py`; a d
 (`configs/av_events_study.py`), which has the same number of steps for each. Rows "silent_X" and
 "bottleneck_X" have another stage behind it, for --further-steps from the model of X; X is trained
 where it is missing.
-What is finished is not done again: stopped, it goes on where it was. The table is written after
-every row.
+What is finished is not done again: stopped, it goes on where it was. Results are files of their own
+(docs/study for the default --out, else OUT/results), small enough to be kept and shared: rows of
+one study may be run on several machines. The table is made of them after every row.
 
 Groups:"""
 
@@ -48,7 +49,7 @@ _STEPS_OF = {STAGES[-1]: "of a row", "further": "of a row that goes on from anot
 _OUT = Path("runs/ablate")
 _SIZES = "study.json"
 _MEASURED = 100  # answers whose latents are looked at
-_RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
+_DOCS = Path(__file__).parents[1] / "docs"
 _FIGURES = Path("figures")  # beside the results
 _BEGIN, _END = "<!-- study: written by launch/ablate.py -->", "<!-- study ends -->"
 _PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
@@ -83,15 +84,16 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     rows = choose(args.rows)
-    report = args.report or (_RESULTS if args.out == _OUT else args.out / "results.md")
+    report = args.report or (_DOCS / "results.md" if args.out == _OUT else args.out / "results.md")
+    results = _DOCS / "study" if args.out == _OUT else args.out / "results"
     _around(report)  # what is missing is told before hours of work
     if not args.report_only:
         jax.config.update("jax_platforms", _PLATFORMS[args.device])
         keep_freed_memory()
         steps = {stage: getattr(args, f"{stage}_steps") for stage in _STEPS}
         scale = demo.Scale(args.clips, args.questions, steps)
-        run_all(args.out, scale, args.seeds, rows, report)
-    write_report(args.out, report)
+        run_all(args.out, results, scale, args.seeds, rows, report)
+    write_report(results, report)
 
 
 def choose(names: list[str]) -> list[str]:
@@ -114,13 +116,15 @@ def reference_of(row: str) -> str:
     return prefix + REFERENCE
 
 
-def run_all(out: Path, scale: demo.Scale, seeds: list[int], rows: list[str], report: Path) -> None:
-    """Trains and asks what has no result yet, seed by seed."""
+def run_all(
+    out: Path, results: Path, scale: demo.Scale, seeds: list[int], rows: list[str], report: Path
+) -> None:
+    """Trains in `out` and asks what has no result yet, seed by seed."""
     for seed in seeds:
         World.of(scale.clips, seed, DIALS[demo.DIAL])  # refuses what is unusable
-    _check_same(out, scale)
-    _read_results(out)  # refuses what is of other settings, before hours of work
-    left = {s: [row for row in rows if not result_path(out, s, row).is_file()] for s in seeds}
+    _check_same(results, scale)
+    _read_results(results)  # refuses what is of other settings, before hours of work
+    left = {s: [row for row in rows if not result_path(results, s, row).is_file()] for s in seeds}
     count = sum(map(len, left.values()))
     done, started = 0, time.monotonic()
     for seed in filter(left.get, seeds):
@@ -132,45 +136,58 @@ def run_all(out: Path, scale: demo.Scale, seeds: list[int], rows: list[str], rep
             steps = scale.steps[stage]
             start = demo.train(f"av_events.py:{stage}", home, home / stage, steps, seed, start)
         questions = read_jsonl(home / "events" / "test.jsonl")[0][: scale.questions]
+        assert start is not None
+        models: dict[str | None, Path] = {None: start}
         for row in left[seed]:
             minutes = (time.monotonic() - started) / max(done, 1) * (count - done) / 60
             told = f", about {minutes:.0f} min left" if done else ""
             print(f"\n[{done + 1}/{count}] {row}, seed {seed}{told}", flush=True)
-            before = earlier(row)
-            model = demo.train(
-                f"av_events_study.py:{row}",
-                home,
-                result_path(out, seed, row).parent,
-                scale.steps["further" if before else STAGES[-1]],
-                seed,
-                result_path(out, seed, before).parent / "model" if before else start,
-            )
+            model = _trained(row, models, home, scale, seed)
             result = ask(model, row, seed, home / "events", questions)
-            result.write(result_path(out, seed, row))
+            result.write(result_path(results, seed, row))
             print(f"{100 * result.accuracy:.1f}% of {len(questions)} right", flush=True)
-            write_report(out, report)
+            write_report(results, report)
             done += 1
 
 
-def _check_same(out: Path, scale: demo.Scale) -> None:
+def _trained(
+    row: str | None, models: dict[str | None, Path], home: Path, scale: demo.Scale, seed: int
+) -> Path:
+    """The model of a row: of `models`, which has the base for None, or trained and put there.
+
+    What the row goes on from is trained first; it may have a result already and no model here.
+    """
+    if row is not None and row not in models:
+        before = earlier(row)
+        start = _trained(before, models, home, scale, seed)
+        steps = scale.steps["further" if before else STAGES[-1]]
+        workdir = home / "rows" / row
+        models[row] = demo.train(f"av_events_study.py:{row}", home, workdir, steps, seed, start)
+    return models[row]
+
+
+def _check_same(results: Path, scale: demo.Scale) -> None:
     """Refuses to mix runs of different sizes in one directory."""
     wanted = {"clips": scale.clips, "questions": scale.questions, "steps": scale.steps}
-    if not (out / _SIZES).is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / _SIZES, json.dumps(wanted))
-    elif (found := _sizes(out)) != wanted:
-        raise InputError(f"{out}: holds a study of {found}, not of {wanted}; give another --out")
+    if not (results / _SIZES).is_file():
+        results.mkdir(parents=True, exist_ok=True)
+        write_text(results / _SIZES, json.dumps(wanted) + "\n")
+    elif (found := _sizes(results)) != wanted:
+        raise InputError(
+            f"{results}: holds a study of {found}, not of {wanted}; give another --out"
+        )
 
 
-def _sizes(out: Path) -> dict[str, Any]:
+def _sizes(results: Path) -> dict[str, Any]:
+    path = results / _SIZES
     try:
-        return json.loads((out / _SIZES).read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{out / _SIZES}: cannot be read ({error}); is {out} a study?") from error
+        raise InputError(f"{path}: cannot be read ({error}); is {results} a study?") from error
 
 
-def result_path(out: Path, seed: int, row: str) -> Path:
-    return out / f"seed-{seed}" / "rows" / row / "result.json"
+def result_path(results: Path, seed: int, row: str) -> Path:
+    return results / f"seed-{seed}" / f"{row}.json"
 
 
 def ask(
@@ -198,18 +215,18 @@ def ask(
 # ---------------------------------------------------------------------------- report
 
 
-def write_report(out: Path, path: Path) -> None:
+def write_report(directory: Path, path: Path) -> None:
     """Puts tables and a plot of every result so far between two marks of a Markdown file."""
-    results = _read_results(out)
+    results = _read_results(directory)
     if not results:
-        raise InputError(f"{out}: has no result yet; leave --report-only out")
+        raise InputError(f"{directory}: has no result yet; leave --report-only out")
     parts = {
         reference: study.compare(mine, reference)
         for reference in dict.fromkeys(reference_of(row) for row in ROWS)
         if (mine := [result for result in results if reference_of(result.row) == reference])
     }
     rows = [row for part in parts.values() for row in part]
-    asked, types, sizes = len(results[0].right), list(results[0].by_type), _sizes(out)
+    asked, types, sizes = len(results[0].right), list(results[0].by_type), _sizes(directory)
     figure = path.parent / _FIGURES / "study.png"
     figure.parent.mkdir(parents=True, exist_ok=True)
     figure.write_bytes(plots.to_bytes(plots.study_rows(rows, demo.CHANCE)))
@@ -238,15 +255,13 @@ def write_report(out: Path, path: Path) -> None:
     print(f"{len(results)} results are in {path}")
 
 
-def _read_results(out: Path) -> list[study.RunResult]:
+def _read_results(directory: Path) -> list[study.RunResult]:
     """In the order of rows. Raises InputError where one is of other settings than its row."""
     results = []
-    for file in sorted(out.glob("seed-*/rows/*/result.json")):
+    for file in sorted(directory.glob("seed-*/*.json")):
         result = study.RunResult.read(file)
         if result.settings != ROWS.get(result.row):
-            raise InputError(
-                f"{file}: is of other settings than {result.row} has now; delete its directory"
-            )
+            raise InputError(f"{file}: is of other settings than {result.row} has now; delete it")
         results.append(result)
     return sorted(results, key=lambda result: (list(ROWS).index(result.row), result.seed))
 

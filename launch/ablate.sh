@@ -6,7 +6,7 @@
 #   bash launch/ablate.sh --help
 #
 # VENV and PYTHON: see launch/environment.sh. What it makes is in runs/ablate; stopped, it goes on.
-# Its tables go to docs/results.md after every row.
+# What came of each row goes to docs/study, and from there into the tables of docs/results.md.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment data report

@@ -64,9 +64,9 @@ def stubbed(monkeypatch, tmp_path):
 
 
 def test_what_is_finished_is_not_done_again(stubbed, tmp_path):
-    out, report = tmp_path / "study", marked(tmp_path / "results.md")
+    out, results, report = tmp_path / "study", tmp_path / "kept", marked(tmp_path / "results.md")
     rows = ["latentomni", "silent_latentomni"]
-    ablate.run_all(out, SMALL, [0, 1], rows, report)
+    ablate.run_all(out, results, SMALL, [0, 1], rows, report)
     stages = [(f"av_events.py:{stage}", before) for stage, before in
               (("senses", None), ("base", "senses/model"), ("order", "base/model"))]  # fmt: skip
     expected = []
@@ -83,32 +83,33 @@ def test_what_is_finished_is_not_done_again(stubbed, tmp_path):
     assert text.count("| against ") == 2  # a table for those that are compared with each other
     assert (tmp_path / "figures" / "study.png").read_bytes().startswith(b"\x89PNG")
 
-    ablate.run_all(out, SMALL, [0, 1], rows, report)
+    ablate.run_all(out, results, SMALL, [0, 1], rows, report)
     assert stubbed == expected
-    (out / "seed-1" / "rows" / "silent_latentomni" / "result.json").unlink()
-    ablate.run_all(out, SMALL, [0, 1], rows, report)
-    # The trainer itself finds that the stages before it are done.
-    assert stubbed[len(expected) :] == [*expected[5:8], expected[-1]]
+    # On a machine that has results, and no models: what a row goes on from is trained again.
+    (results / "seed-1" / "silent_latentomni.json").unlink()
+    out = tmp_path / "elsewhere"
+    ablate.run_all(out, results, SMALL, [0, 1], rows, report)
+    assert stubbed[len(expected) :] == expected[5:]
     assert report.read_text() == text
 
 
 def test_what_cannot_be_written_or_mixed_is_named(stubbed, tmp_path):
-    out, report = tmp_path / "study", marked(tmp_path / "results.md")
-    with pytest.raises(InputError, match="study: has no result yet"):
-        ablate.write_report(out, report)
-    ablate.run_all(out, SMALL, [0], ["latentomni"], report)
+    out, results, report = tmp_path / "study", tmp_path / "kept", marked(tmp_path / "results.md")
+    with pytest.raises(InputError, match="kept: has no result yet"):
+        ablate.write_report(results, report)
+    ablate.run_all(out, results, SMALL, [0], ["latentomni"], report)
     with pytest.raises(InputError, match=r"holds a study of .*'clips': 14.*not of .*'clips': 20"):
-        ablate.run_all(out, demo.Scale(20, 4, SMALL.steps), [0], ["latentomni"], report)
+        ablate.run_all(out, results, demo.Scale(20, 4, SMALL.steps), [0], ["latentomni"], report)
     report.write_text("# no marks\n")
     with pytest.raises(InputError, match=r"results.md: lacks the lines"):
-        ablate.write_report(out, report)
+        ablate.write_report(results, report)
 
 
 @pytest.mark.slow
 def test_it_trains_and_asks(tmp_path):
-    out, report = tmp_path / "study", marked(tmp_path / "results.md")
-    ablate.run_all(out, SMALL, [0], ["latentomni", "text_cot"], report)
-    taken = json.loads((out / "seed-0" / "rows" / "text_cot" / "result.json").read_text())
+    results, report = tmp_path / "kept", marked(tmp_path / "results.md")
+    ablate.run_all(tmp_path, results, SMALL, [0], ["latentomni", "text_cot"], report)
+    taken = json.loads((results / "seed-0" / "text_cot.json").read_text())
     assert taken["settings"] == {"data.reasoning": "text"} and len(taken["right"]) == 4
     assert taken["flops"] > 0 and taken["seconds"] > 0 and taken["steps"] == 2
     assert "| latentomni | 1 |" in report.read_text()

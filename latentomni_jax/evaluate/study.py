@@ -85,7 +85,8 @@ class RunResult:
         return float(np.mean(self.right))
 
     def write(self, path: Path) -> None:
-        """Whole or not at all."""
+        """Whole or not at all; its directory is made."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(dataclasses.asdict(self)) + "\n")
 
     @classmethod

@@ -25,7 +25,8 @@ def keep_freed_memory() -> bool:
       Whether it was done: only where JAX is set to compute on CPU alone (`JAX_PLATFORMS=cpu`), on
       Linux, with a C library that has these settings (glibc).
     """
-    if jax.config.jax_platforms != "cpu" or sys.platform != "linux":
+    platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    if platforms != "cpu" or sys.platform != "linux":
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or not all([mallopt(*setting) for setting in _SETTINGS]):

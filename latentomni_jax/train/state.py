@@ -111,8 +111,8 @@ class OptimizerConfig:
 def _clip(limit: float) -> optax.GradientTransformation:
     """Gradients scaled down to a global norm of `limit` where theirs is larger.
 
-    One factor for all of them, where optax divides each: the division is dear enough that XLA writes
-    it out, a copy of all gradients, before the moments read it.
+    One factor for all of them, where optax divides each: the division is dear enough that XLA
+    writes it out, a copy of all gradients, before the moments read it.
     """
 
     def clip(gradients: Any, _params: Any) -> Any:

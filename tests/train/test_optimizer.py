@@ -100,7 +100,7 @@ def test_an_unknown_optimizer_is_refused():
 
 @pytest.mark.parametrize("limit", [0.5, 1e3])
 def test_gradients_are_clipped_by_their_global_norm(params, limit):
-    """As optax does, one factor for all: what is smaller than the limit stays as it is, bit for bit."""
+    """As optax does; what is smaller than the limit stays as it is, bit for bit."""
     clip, reference = _clip(limit), optax.clip_by_global_norm(limit)
     clipped = clip.update(params, clip.init(params))[0]
     expected = reference.update(params, reference.init(params))[0]

@@ -67,11 +67,15 @@ def dense(
 
 
 def _rows_times_kernel(x, kernel, dimension_numbers, precision=None):
-    """`lax.dot_general` of [..., in] with [in, out], as one matrix of rows.
+    """`lax.dot_general` of [..., in] with [in, out]; on one device as one matrix of rows.
 
     The gradient of a kernel contracts every other axis of `x`. Where there are two, XLA on CPU
-    first transposes what comes from above, and forms it again to do so (docs/performance.md).
+    first transposes what comes from above, and forms it again to do so (docs/performance.md). On a
+    mesh the axes stay apart: how `x` lies there belongs to them, and on simulated CPU devices
+    collectives that wait for such a product hang.
     """
+    if jax.sharding.get_abstract_mesh().size > 1:
+        return jax.lax.dot_general(x, kernel, dimension_numbers, precision=precision)
     rows = x.reshape(-1, x.shape[-1])
     out = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), precision=precision)
     return out.reshape(*x.shape[:-1], kernel.shape[-1])

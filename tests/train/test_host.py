@@ -18,8 +18,8 @@ kept = keep_freed_memory() if "keep" in sys.argv else False
 
 @jax.jit
 def step(x):
-    y = jax.lax.optimization_barrier(x[:, None] + x)  # 64 MB
-    return y[0] - y[:, 0]
+    y = jnp.sin(x[:, None] + x)  # 64 MB, written out for the product
+    return y @ x
 
 x = jnp.arange(4096.0)
 for _ in range(8):  # the heap finds its size in the first ones

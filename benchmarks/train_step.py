@@ -8,7 +8,8 @@ Both sides take the same step: encoders (vision frozen), anchors, teacher-forced
 three losses, gradients, clipping, AdamW that skips a step which is not finite, and the metrics of a
 training run, from the same weights on the same batch of bytes and half-precision spectrograms.
 PyTorch is the transformers thinker, eager, all rows in one pass without padding, encoders called
-once for all media, its fused AdamW. The sides take turns of some steps in a row, as a run takes
+once for all media, its fused AdamW. Under JAX_PLATFORMS=cpu the process keeps what either side
+frees, as `latentomni train` does there. The sides take turns of some steps in a row, as a run takes
 them (ours reads metrics one step late), and the medians of turns are compared, so that a busy
 machine hurts both alike. Metrics of the first steps are printed: they have to agree.
 

@@ -8,10 +8,11 @@ Both sides take the same step: encoders (vision frozen), anchors, teacher-forced
 three losses, gradients, clipping, AdamW that skips a step which is not finite, and the metrics of a
 training run, from the same weights on the same batch of bytes and half-precision spectrograms.
 PyTorch is the transformers thinker, eager, all rows in one pass without padding, encoders called
-once for all media, its fused AdamW. Under JAX_PLATFORMS=cpu the process keeps what either side
-frees, as `latentomni train` does there. The sides take turns of some steps in a row, as a run takes
-them (ours reads metrics one step late), and the medians of turns are compared, so that a busy
-machine hurts both alike. Metrics of the first steps are printed: they have to agree.
+once for all media, its fused AdamW. Each side is a process of its own. Under JAX_PLATFORMS=cpu ours
+keeps the memory that it frees, as `latentomni train` does there; PyTorch runs as it comes, and once
+more with the same setting. The sides take turns of some steps in a row, as a run takes them (ours
+reads metrics one step late), and the medians of turns are compared, so that a busy machine hurts
+all alike. Metrics of the second step are printed: they have to agree.
 
 7b-layers has no other side: it prints MFU, the model FLOPs of `latentomni_jax.train.flops` (forward
 and twice that backward; neither recomputation nor padding count) over the device's dense bf16 peak.
@@ -23,11 +24,14 @@ import argparse
 import dataclasses
 import functools
 import json
+import multiprocessing
+import os
 import pathlib
 import platform
 import statistics
 import tempfile
 import time
+from multiprocessing.connection import Connection
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +51,8 @@ from latentomni_jax.weights import safetensors
 
 MEDIA = MediaSpec()
 BLOCK = 8  # steps that a side takes in a row
+KEPT = "torch, kept"  # PyTorch with our setting of the allocator
+SIDES = ("torch", KEPT, "ours")  # the first one writes the weights
 SHOWN = ("loss/text", "loss/latent", "loss/sync", "gradient_norm", "latent/rank")
 OPTIMIZER = OptimizerConfig(schedule="constant", warmup_fraction=0.0, learning_rate=1e-5)
 
@@ -133,248 +139,91 @@ class Ours:
         return values
 
 
-class Theirs:
-    """The same step in PyTorch; indices and masks of the layout are made beforehand."""
+def make_spec(preset: str, vocabulary: int) -> LatentSpec:
+    """The latents of a preset; markers are the last ids of the vocabulary."""
+    visual, audio = (8, 2) if preset == "tiny" else (32, 8)
+    pad, trigger, stop = range(vocabulary - 4, vocabulary - 1)
+    return LatentSpec(
+        num_visual=visual, num_audio=audio, pad_id=pad, trigger_id=trigger, stop_id=stop
+    )
 
-    def __init__(self, reference, config, spec, examples, batch):
+
+def _work(name: str, args: argparse.Namespace, directory: str, pipe: Connection) -> None:
+    """One side in a process of its own: takes as many steps in a row as it is told, until told 0.
+
+    Sends what it is and what it works on, then their seconds and the last metrics each time.
+    """
+    kept = name in ("ours", KEPT) and keep_freed_memory()
+    if name == "ours":
+        reference, about = None, f"jax {jax.__version__}, remat {args.remat or 'dots'}"
+    else:
         import torch
+        import train_step_torch
+        import transformers
 
-        self.torch, self.model, self.spec = torch, reference, spec
-        self.scale = torch.nn.Parameter(torch.tensor(float(np.log(1 / 0.07))))
-        self._media(config, examples, batch)
-        self.ids = torch.tensor(batch.token_ids).long()
-        self.positions = torch.tensor(batch.position_ids).long()
-        rows = np.arange(len(examples))[:, None] * batch.token_ids.shape[1]
-        triggers = (rows + batch.triggers).ravel()
-        slots = np.arange(spec.num_latents)
-        self.slots = torch.tensor(triggers[:, None] + 1 + slots).ravel()
-        self.states = torch.tensor(triggers[:, None] + slots)
-        self.target_places = torch.tensor((rows + batch.target_positions).ravel())
-        self.target_ids = torch.tensor(batch.target_ids.ravel()).long()
-        width = config.text.hidden_size
-        theta = spec.ospe_base ** (-np.arange(0, width, 2, dtype=np.float32) / width)
-        angles = torch.tensor(spec.slot_seconds()[:, None] * theta)
-        self.cos, self.sin = angles.cos(), angles.sin()
-
-        reference.model.visual.requires_grad_(False)
-        trained = [p for p in reference.parameters() if p.requires_grad]
-        self.trained = [*trained, self.scale]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in trained if p.ndim > 1]},
-                {"params": [p for p in self.trained if p.ndim < 2], "weight_decay": 0.0},
-            ],
-            lr=OPTIMIZER.learning_rate,
-            weight_decay=OPTIMIZER.weight_decay,
-            fused=True,
-        )
-
-    def _media(self, config, examples, batch):
-        """All media behind each other: inputs of the encoders, and who takes which feature."""
-        torch, spec = self.torch, self.spec
-        segments = [p.segment for parts in examples for p in parts if isinstance(p, LatentPart)]
-        videos = [p for parts in examples for p in parts if isinstance(p, VisionPart)] + segments
-        mean, std = (np.float32(x)[:, None] for x in (MEDIA.image_mean, MEDIA.image_std))
-        self.pixel_scale, self.pixel_shift = torch.tensor(1 / (255 * std)), torch.tensor(mean / std)
-        pixels = np.concatenate([p.patches for p in videos])
-        self.pixels = torch.tensor(pixels.reshape(len(pixels), 3, -1))
-        self.grids = torch.tensor([p.grid for p in videos])
-        mel = np.concatenate([p.mel for p in videos])
-        self.mel, self.mel_lengths = torch.tensor(mel.T), torch.tensor([len(p.mel) for p in videos])
-        seen = np.cumsum([0] + [int(np.prod(p.grid)) // 4 for p in videos])
-        heard = np.cumsum([0] + [len(p.mel) // 4 for p in videos])
-        prompts = len(examples)  # one video each, before all segments
-        ids = batch.token_ids.ravel()
-        self.seen_places = torch.tensor(np.flatnonzero(ids == config.video_token_id))
-        self.heard_places = torch.tensor(np.flatnonzero(ids == config.audio_token_id))
-        self.prompt_seen, self.prompt_heard = int(seen[prompts]), int(heard[prompts])
-        self.windows = []
-        for part, slots in ((seen, spec.num_visual), (heard, spec.num_audio)):
-            size = int(part[prompts + 1] - part[prompts])
-            assert size > slots
-            place, slot = np.arange(size), np.arange(slots)[:, None]
-            first, end = slot * size // slots, -(-(slot + 1) * size // slots)
-            self.windows.append(torch.tensor((place >= first) & (place < end)).float())
-
-    def _anchors(self, features, windows):
-        x = features.detach().reshape(-1, windows.shape[1], features.shape[-1])
-        weight = windows * (x.norm(dim=-1) + 1e-6)[:, None]
-        return (weight / weight.sum(-1, keepdim=True)) @ x
-
-    def loss(self):
-        torch, model, spec = self.torch, self.model, self.spec
-        functional = torch.nn.functional
-        with torch.no_grad():
-            patches = (self.pixels.float() * self.pixel_scale - self.pixel_shift).flatten(1)
-            seen = model.model.visual(patches, grid_thw=self.grids).pooler_output
-        tower = model.model.audio_tower
-        heard = tower(self.mel.float(), feature_lens=self.mel_lengths).last_hidden_state
-        anchors = torch.cat(
-            [
-                self._anchors(seen[self.prompt_seen :], self.windows[0]),
-                self._anchors(heard[self.prompt_heard :], self.windows[1]),
-            ],
-            dim=1,
-        )
-        first, second = anchors[..., 0::2], anchors[..., 1::2]
-        turned = torch.stack(
-            [first * self.cos - second * self.sin, second * self.cos + first * self.sin], dim=-1
-        )
-        x = model.model.language_model.embed_tokens(self.ids)
-        shape, width = x.shape, x.shape[-1]
-        x = x.reshape(-1, width).index_put((self.seen_places,), seen[: self.prompt_seen])
-        x = x.index_put((self.heard_places,), heard[: self.prompt_heard])
-        x = x.index_put((self.slots,), turned.reshape(-1, width)).reshape(shape)
-        out = model.model.language_model(
-            inputs_embeds=x, position_ids=self.positions, use_cache=False
-        )
-        hidden = out.last_hidden_state.reshape(-1, width)
-        logits = model.lm_head(hidden[self.target_places])
-        text = functional.cross_entropy(logits, self.target_ids)
-        z = hidden[self.states]
-        latent = ((z - anchors) ** 2).sum(-1).mean()
-        visual = z[:, : spec.num_visual].reshape(len(z), spec.num_audio, -1, width).mean(2)
-        visual, audio = (functional.normalize(v, dim=-1) for v in (visual, z[:, spec.num_visual :]))
-        scores = visual @ audio.transpose(1, 2) * self.scale.exp().clamp(max=100)
-        own = torch.arange(spec.num_audio).repeat(len(z))
-        sync = sum(
-            functional.cross_entropy(s.reshape(-1, spec.num_audio), own) / 2
-            for s in (scores, scores.transpose(1, 2))
-        )
-        total = text + 0.005 * latent + sync
-        with torch.no_grad():
-            metrics = {"loss/total": total, "loss/text": text, "loss/latent": latent}
-            metrics |= {"loss/sync": sync, "temperature": (-self.scale).exp()}
-            metrics["text/accuracy"] = (logits.argmax(-1) == self.target_ids).float().mean()
-            states, count = functional.normalize(z, dim=-1), spec.num_latents
-            gram = states @ states.transpose(1, 2)
-            trace = gram.diagonal(dim1=1, dim2=2).sum(-1)
-            off_diagonal = gram.sum((1, 2)) - trace
-            metrics["latent/cosine"] = (off_diagonal / (count * (count - 1))).mean()
-            metrics["latent/rank"] = (trace**2 / (gram**2).sum((1, 2))).mean()
-            nearest = states @ functional.normalize(anchors, dim=-1).transpose(1, 2)
-            right = nearest.argmax(-1) == torch.arange(count)
-            metrics["latent/retrieval"] = right.float().mean()
-        return total, metrics
-
-    def __call__(self, steps: int = 1) -> dict[str, float]:
-        """Metrics of the last step."""
-        for _ in range(steps):
-            self.optimizer.zero_grad(set_to_none=True)
-            total, metrics = self.loss()
-            total.backward()
-            norm = self.torch.nn.utils.clip_grad_norm_(self.trained, OPTIMIZER.clip_norm)
-            if self.torch.isfinite(norm + total):
-                self.optimizer.step()
-            values = {name: value.item() for name, value in metrics.items()}
-        return values | {"gradient_norm": norm.item()}
-
-
-def make_reference(preset: str):
-    """The transformers thinker, random weights."""
-    import torch
-    from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import (
-        Qwen2_5OmniThinkerConfig,
+        about = f"torch {torch.__version__}, transformers {transformers.__version__}, "
+        about += f"{torch.get_num_threads()} threads"
+        reference = train_step_torch.make_reference(args.preset)
+        if not os.listdir(directory):
+            reference.save_pretrained(directory)
+    config = ThinkerConfig.from_hf(
+        json.loads((pathlib.Path(directory) / "config.json").read_text())
     )
-    from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
-        Qwen2_5OmniThinkerForConditionalGeneration,
-    )
-
-    torch.manual_seed(0)
-    tiny = preset == "tiny"
-    width, encoder, depth = (64, 32, 2) if tiny else (768, 256, 4)
-    vocabulary = 512 if tiny else 32_000
-    special = vocabulary - 12
-    config = Qwen2_5OmniThinkerConfig(
-        text_config={
-            "vocab_size": vocabulary,
-            "hidden_size": width,
-            "intermediate_size": 96 if tiny else 2048,
-            "num_hidden_layers": 3 if tiny else 12,
-            "num_attention_heads": 4 if tiny else 12,
-            "num_key_value_heads": 2 if tiny else 4,
-            "max_position_embeddings": 32_768,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e6,
-                "mrope_section": [2, 3, 3] if tiny else [8, 12, 12],
-            },
-            "tie_word_embeddings": False,
-            "use_sliding_window": False,
-        },
-        vision_config={"depth": depth, "hidden_size": encoder, "embed_dim": encoder,
-                       "intermediate_size": 2 * encoder, "num_heads": 2 if tiny else 4,
-                       "out_hidden_size": width, "fullatt_block_indexes": [depth - 1],
-                       "window_size": 112, "patch_size": 14, "spatial_merge_size": 2,
-                       "temporal_patch_size": 2},
-        audio_config={"d_model": encoder, "encoder_layers": depth, "output_dim": width,
-                      "encoder_attention_heads": 2 if tiny else 4,
-                      "encoder_ffn_dim": 2 * encoder, "num_mel_bins": 128, "n_window": 100},
-        audio_token_id=special, audio_token_index=special, audio_start_token_id=special + 1,
-        audio_end_token_id=special + 2, vision_start_token_id=special + 3,
-        vision_end_token_id=special + 4, image_token_id=special + 5, image_token_index=special + 5,
-        video_token_id=special + 6, video_token_index=special + 6, pad_token_id=0,
-        position_id_per_seconds=25, seconds_per_chunk=2,
-    )  # fmt: skip
-    spec = LatentSpec(
-        num_visual=8 if tiny else 32,
-        num_audio=2 if tiny else 8,
-        pad_id=special + 8,
-        trigger_id=special + 9,
-        stop_id=special + 10,
-    )
-    return Qwen2_5OmniThinkerForConditionalGeneration(config).eval(), spec
-
-
-def port(reference) -> tuple[ThinkerConfig, dict]:
-    """The reference's weights through a checkpoint on disk."""
-    with tempfile.TemporaryDirectory() as directory:
-        reference.save_pretrained(directory)
-        text = (pathlib.Path(directory) / "config.json").read_text()
-        config = ThinkerConfig.from_hf(json.loads(text))
-        return config, safetensors.unflatten(dict(safetensors.load(directory, config)))
-
-
-def compare(preset: str, rows: int | None, repeats: int, remat: str) -> None:
-    """Both sides in turn."""
-    import torch
-    import transformers
-
-    kept = keep_freed_memory()
-    reference, spec = make_reference(preset)
-    config, params = port(reference)
-    load = LOADS[preset] if rows is None else dataclasses.replace(LOADS[preset], rows=rows)
+    spec = make_spec(args.preset, config.text.vocab_size)
+    load = LOADS[args.preset]
+    load = dataclasses.replace(load, rows=args.rows or load.rows)
     examples = make_parts(load, config.text.vocab_size - 20)
     batch = make_batch(config, spec, examples)
-    tokens, size = int(batch.lengths.sum()), sum(x.size for x in jax.tree.leaves(params))
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads; jax {jax.__version__}, "
-          f"torch {torch.__version__}, transformers {transformers.__version__}")  # fmt: skip
-    print(f"{preset}: {size / 1e6:.1f} M parameters, {len(examples)} x {batch.lengths[0]} tokens, "
-          f"{batch.triggers.size} blocks of {spec.num_latents}, f32, remat {remat}, freed memory "
-          f"{'kept' if kept else 'returned'} (both sides)")  # fmt: skip
-    sides = {
-        "ours": Ours(config, spec, params, batch, remat=remat),
-        "torch": Theirs(reference, config, spec, examples, batch),
-    }
-    times = {name: [] for name in sides}
-    for step in range(2):  # the first one compiles
+    if reference is None:
+        params = safetensors.unflatten(dict(safetensors.load(directory, config)))
+        side = Ours(config, spec, params, batch, remat=args.remat or "dots")
+        del params
+    else:
+        side = train_step_torch.Theirs(reference, config, spec, MEDIA, OPTIMIZER, examples, batch)
+    tokens = int(batch.lengths.sum())
+    pipe.send((f"{about}, freed memory {'kept' if kept else 'returned'}", tokens))
+    while steps := pipe.recv():
+        side()  # caches are the other side's: a run's steps follow each other
+        started = time.perf_counter()
+        values = side(steps)
+        pipe.send((time.perf_counter() - started, values))
+
+
+def compare(args: argparse.Namespace) -> None:
+    """The sides in turn."""
+    context = multiprocessing.get_context("spawn")  # a fork would share what JAX has started
+    times, sides, processes, tokens = {}, {}, [], 0
+    with tempfile.TemporaryDirectory() as directory:
+        for name in SIDES:
+            sides[name], end = context.Pipe()
+            process = context.Process(target=_work, args=(name, args, directory, end), daemon=True)
+            process.start()
+            processes.append(process)
+            end.close()  # so that a side that fails is an end of file here
+            about, tokens = sides[name].recv()
+            print(f"{name:>11}: {about}", flush=True)
+    print(f"{args.preset}: {tokens} tokens, f32, {platform.machine()}")
+    for name, side in sides.items():
+        side.send(1)
+        values = side.recv()[1]
+        print(f"{name:>11}: " + "  ".join(f"{key} {values[key]:.6f}" for key in SHOWN), flush=True)
+    for _ in range(args.repeats):
         for name, side in sides.items():
-            values = side()
-            shown = "  ".join(f"{key} {values[key]:.6f}" for key in SHOWN)
-            print(f"  step {step} {name:>5}:  {shown}", flush=True)
-    for _ in range(repeats):
-        for name, side in sides.items():
-            time.sleep(0.5)  # thread pools of the other side spin for a while after their work
-            side()  # caches are the other side's: a run's steps follow each other
-            started = time.perf_counter()
-            side(BLOCK)
-            times[name].append((time.perf_counter() - started) / BLOCK)
+            time.sleep(0.5)  # thread pools spin for a while after their work
+            side.send(BLOCK)
+            times.setdefault(name, []).append(side.recv()[0] / BLOCK)
+    for side in sides.values():
+        side.send(0)
+    for process in processes:
+        process.join()
     medians = {name: statistics.median(all_of) for name, all_of in times.items()}
     for name, median in medians.items():
         spread = f"{min(times[name]):.4f} .. {max(times[name]):.4f}"
-        print(f"{name:>6}: {tokens / median:10.1f} tokens/s  (median {median:.4f} s of {spread})")
-    best = min(times["torch"]) / min(times["ours"])
-    print(f" ratio: {medians['torch'] / medians['ours']:.2f} of medians, {best:.2f} of the fastest")
+        line = f"{name:>11}: {tokens / median:8.1f} tokens/s  (median {median:.4f} s of {spread})"
+        if name != "ours":
+            best = min(times[name]) / min(times["ours"])
+            line += f"  ours is {median / medians['ours']:.2f} times as fast, fastest {best:.2f}"
+        print(line)
 
 
 def measure_layers(layers: int, repeats: int, remat: str) -> None:
@@ -429,7 +278,7 @@ def main():
     if args.preset == "7b-layers":
         measure_layers(args.layers, args.repeats, args.remat or "full")
     else:
-        compare(args.preset, args.rows, args.repeats, args.remat or "dots")
+        compare(args)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What all tests share: where the real assets are, and what was compiled before."""
+"""What all tests share: where the real assets are, and how their programs are compiled."""
 
 from __future__ import annotations
 
@@ -14,9 +14,19 @@ jaxtyping.install_import_hook(
     ["latentomni_jax.backbone", "latentomni_jax.latent"], "beartype.beartype"
 )
 
+QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A program that several tests or their processes need is compiled once a run of the suite."""
+    """Programs of tests are compiled once a run of the suite, and fast rather than well.
+
+    Most of the suite's time goes into compiling programs that run once on small arrays. Without
+    optimised machine code for what is between products that takes a third to a half of the time,
+    and computes the same. The slow tests, some of which have limits of time, are compiled as
+    everyone's programs are; `XLA_FLAGS= bash launch/test.sh` does so for all.
+    """
+    if config.option.markexpr == "not slow":  # the default, see pyproject.toml
+        os.environ.setdefault("XLA_FLAGS", QUICKLY_COMPILED)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and subprocesses inherit it
         folder = tempfile.TemporaryDirectory(prefix="latentomni-compiled-")
         config.add_cleanup(folder.cleanup)

@@ -1,7 +1,6 @@
 """The decoder on meshes: the same numbers, and a compiled training step without replication."""
 
 import dataclasses
-import os
 import re
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from latentomni_jax.backbone.axes import constrain
 from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.backbone.sharding import param_shardings
 from latentomni_jax.backbone.thinker import Thinker, abstract_params
+from tests.processes import environment
 from tests.topologies import tpu_mesh
 
 AXES = ("data", "fsdp", "tensor")
@@ -97,12 +97,8 @@ def check_mesh(shape):
 def test_a_mesh_changes_neither_values_nor_gradients(shape):
     """In a process of its own, which pretends to have 8 devices."""
     code = f"from tests.backbone.test_mesh import check_mesh; check_mesh({shape})"
-    env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    }
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment(8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

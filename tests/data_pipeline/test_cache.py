@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from latentomni_jax.media.processor import clip_part
 from latentomni_jax.media.video import read_clip
 from tests.data_pipeline.conftest import SPEC
 from tests.media.test_video import click, jpeg, numbers, write_video
+from tests.processes import environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -313,9 +313,7 @@ def test_a_killed_run_is_completed_by_other_workers(cache, tiny, tmp_path):
         "shards.write_text = kill\n"
         "build_cache(sys.argv[1], sys.argv[2], SPEC, shard_files=4, progress=False)\n"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", script, tiny, out], env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
+    ran = subprocess.run([sys.executable, "-c", script, tiny, out], env=environment())
     assert ran.returncode == -9 and len(list((out / shards.REPORTS).glob("0*.json"))) == 1
     build_cache(tiny, out, SPEC, shard_files=4, workers=2, progress=False)
     assert contents(out) == contents(cache)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from data_pipeline.loader import Loader
 from data_pipeline.plan import Plan, plan_records
 from data_pipeline.records import Records
 from latentomni_jax.layout import BatchShape, InputError, LatentPart, TextPart, VisionPart
+from tests.processes import environment
 
 ROOT = Path(__file__).parents[2]
 SMALL, MIDDLE = BatchShape(tokens=64, targets=8), BatchShape(tokens=128, targets=8)
@@ -271,7 +271,7 @@ def test_no_tensorflow_is_imported(tiny, tmp_path):
     ran = subprocess.run(
         [sys.executable, "-c", script, tiny],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=environment(),
         capture_output=True,
         text=True,
     )

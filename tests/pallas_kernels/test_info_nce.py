@@ -3,10 +3,8 @@
 import contextlib
 import functools
 import itertools
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +17,7 @@ from jax.test_util import check_grads
 
 from pallas_kernels.info_nce import tpu
 from pallas_kernels.info_nce.api import choose, info_nce
+from tests.processes import ROOT, environment
 
 SCALE = 1 / 0.07
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}
@@ -178,11 +177,8 @@ def test_ordered_blocks_cost_their_diagonal():
 
 def test_sharded_over_eight_devices_equals_one_device():
     """In a process of its own, because the number of devices is set before JAX starts."""
-    root = Path(__file__).parents[2]
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    environment = dict(os.environ, XLA_FLAGS=flags, JAX_PLATFORMS="cpu", PYTHONPATH=str(root))
     command = [sys.executable, "-m", "tests.pallas_kernels.eight_devices"]
-    ran = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    ran = subprocess.run(command, cwd=ROOT, env=environment(8), capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.split() == ["info_nce", "ospe"]
 

@@ -1,6 +1,5 @@
 """A process that computes on CPU keeps the memory of its steps."""
 
-import os
 import subprocess
 import sys
 import types
@@ -13,6 +12,7 @@ PROGRAM = """
 import resource, sys
 import jax, jax.numpy as jnp
 from latentomni_jax.train.host import keep_freed_memory
+from tests.processes import environment
 
 kept = keep_freed_memory() if "keep" in sys.argv else False
 
@@ -32,7 +32,7 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def run(*arguments):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *arguments],
-        env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
+        env=environment(), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     kept, faults = done.stdout.split()

@@ -1,8 +1,6 @@
 """The real thing: processes killed, processes stopped, and a run that moves to other devices."""
 
 import json
-import os
-import pathlib
 import random
 import signal
 import subprocess
@@ -12,16 +10,12 @@ import time
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.processes import ROOT, environment
+
 STEPS = 24
 
 
 def start(workdir, cache, *settings, devices=1):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(ROOT),
-    }
     settings = (
         f"data.cache={cache}", "data.tiny=False", f"optimizer.steps={STEPS}",
         "checkpoint.every=3", "log.tensorboard=False", *settings,
@@ -33,7 +27,7 @@ def start(workdir, cache, *settings, devices=1):
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        env=environment,
+        env=environment(devices),
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

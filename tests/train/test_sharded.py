@@ -1,14 +1,12 @@
 """A step is the same on every mesh, and however its rows are cut into micro-batches."""
 
 import json
-import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.processes import ROOT, environment
 
 
 @pytest.mark.parametrize(
@@ -20,14 +18,9 @@ ROOT = pathlib.Path(__file__).parents[2]
     ],
 )
 def test_sharded_step_is_the_step_of_one_device(negatives, mode):
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
-    }
     done = subprocess.run(
         [sys.executable, "-m", "tests.train.sharded", negatives, mode],
-        env=environment, cwd=ROOT, capture_output=True, text=True,
+        env=environment(8), cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     results = [json.loads(line) for line in done.stdout.splitlines()]

@@ -1,7 +1,6 @@
 """Ported directories: bits, specs, meshes, interruptions and the memory that porting takes."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 from latentomni_jax.backbone.config import AudioConfig, TextConfig, ThinkerConfig, VisionConfig
 from latentomni_jax.layout import InputError, LatentSpec, MediaSpec
 from latentomni_jax.weights import checkpoint, safetensors, specs
+from tests.processes import environment
 from tests.reference import make_reference, reference_config
 from tests.weights.test_safetensors import (
     assert_same_bits,
@@ -477,7 +477,7 @@ def peak_bytes(code: str) -> int:
         [sys.executable, "-c", "from latentomni_jax.weights import checkpoint\n" + code],
         capture_output=True,
         text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=environment(),
     )
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split()[-1])

@@ -1,7 +1,6 @@
 """Reading safetensors directories: bits, byte ranges, and what damaged ones are refused with."""
 
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -16,6 +15,7 @@ from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.backbone.thinker import abstract_params
 from latentomni_jax.layout import InputError
 from latentomni_jax.weights import safetensors
+from tests.processes import environment
 
 CONFIG = ThinkerConfig.tiny(vocab_size=64)
 INDEX = "model.safetensors.index.json"
@@ -253,8 +253,7 @@ def run_on_eight_devices(code, *args):
         [sys.executable, "-c", textwrap.dedent(MESH) + textwrap.dedent(code), *map(str, args)],
         capture_output=True,
         text=True,
-        env=os.environ
-        | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
+        env=environment(8),
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

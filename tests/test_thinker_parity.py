@@ -11,6 +11,7 @@ import torch
 from latentomni_jax.latent.trajectory import collate
 from latentomni_jax.layout import LatentSpec
 from latentomni_jax.model import LatentOmni
+from tests.passes import apply
 from tests.prompts import PromptMaker, reference_inputs
 from tests.reference import make_ported, make_reference
 
@@ -46,10 +47,9 @@ def ours(model, prompts):
     """Logits [B,S,V] of full forward passes, and the batch."""
     batch, groups, table = collate(model.config, prompts, clock="nominal")
     embeds = model.embed(batch, groups, table)
-    hidden, _ = model.thinker.apply(
-        {"params": model.text_params}, embeds, jnp.asarray(batch.position_ids), method="decode"
-    )
-    logits = model.thinker.apply({"params": model.text_params}, hidden, method="logits")
+    thinker, params = model.thinker, model.text_params
+    hidden, _ = apply(thinker, params, embeds, jnp.asarray(batch.position_ids), method="decode")
+    logits = apply(thinker, params, hidden, method="logits")
     return np.asarray(logits), batch
 
 

@@ -13,6 +13,7 @@ from latentomni_jax.backbone.layers import add_lora, merge_lora
 from latentomni_jax.backbone.sharding import param_shardings
 from latentomni_jax.backbone.text import make_cache, unstack
 from latentomni_jax.backbone.thinker import Thinker, abstract_params, init_params
+from tests.passes import apply
 from tests.reference import make_ported
 
 
@@ -29,7 +30,7 @@ def text_only(params):
 
 
 def decode(thinker, params, *args, **kwargs):
-    return thinker.apply({"params": text_only(params)}, *args, method="decode", **kwargs)
+    return apply(thinker, text_only(params), *args, method="decode", **kwargs)
 
 
 def assert_trees_close(ours, theirs, atol=1e-5, rtol=1e-4):
@@ -129,7 +130,7 @@ def test_adapters_start_as_nothing_and_merge_into_the_kernels(scan_layers):
         if not scan_layers:
             params = {"text": unstack(params["text"])}
         hidden, _ = decode(thinker, params, x, positions)
-        return thinker.apply({"params": text_only(params)}, hidden, method="logits")
+        return apply(thinker, text_only(params), hidden, method="logits")
 
     plain = logits(params, 0)
     np.testing.assert_allclose(logits(fresh, 4), plain, atol=1e-6)

@@ -12,6 +12,7 @@ from latentomni_jax.latent.masks import flow_mask
 from latentomni_jax.latent.trajectory import collate
 from latentomni_jax.layout import InputError, LatentSpec
 from latentomni_jax.model import LatentOmni
+from tests.passes import apply
 from tests.prompts import PromptMaker, reference_inputs
 from tests.reference import make_ported, make_reference
 
@@ -49,8 +50,9 @@ def full_forward(model, prompt, generation, flow=None):
     Attention flows as in the model's spec, or as told.
     """
     row = replay(model, prompt, generation, clock="nominal")
-    hidden, _ = model.thinker.apply(
-        {"params": model.text_params},
+    hidden, _ = apply(
+        model.thinker,
+        model.text_params,
         row.embeds,
         jnp.asarray(row.position_ids),
         hidden=flow_mask(
@@ -88,7 +90,7 @@ def test_decode_equals_full_forward(latents, blocks, changes):
     assert length > 500
     np.testing.assert_allclose(generation.hidden, hidden[length:-1], atol=2e-4, rtol=0)
     logits = [
-        np.asarray(model.thinker.apply({"params": model.text_params}, h, method="logits"))
+        np.asarray(apply(model.thinker, model.text_params, h, method="logits"))
         for h in (generation.hidden, hidden[length:-1])
     ]
     np.testing.assert_allclose(*logits, atol=2e-4, rtol=0)
@@ -236,8 +238,9 @@ def test_given_states_are_fed_in_place_of_the_models_own():
         np.testing.assert_array_equal(row.latents[: len(other)], other)
         assert np.isfinite(row.latents).all()
         replayed = replay(model, prompt, row)
-        hidden, _ = model.thinker.apply(
-            {"params": model.text_params},
+        hidden, _ = apply(
+            model.thinker,
+            model.text_params,
             replayed.embeds,
             jnp.asarray(replayed.position_ids),
             method="decode",

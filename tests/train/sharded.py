@@ -1,6 +1,7 @@
 """Prints how far a step on meshes of 8 host devices is from the step on one; run as a process.
 
-XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.train.sharded
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 \\
+        python -m tests.train.sharded block teacher 1x1x1 8x1x1 2x2x2 1x4x2
 """
 
 import dataclasses
@@ -22,7 +23,6 @@ from latentomni_jax.train.state import new_state, state_shardings
 from latentomni_jax.train.step import batch_shardings, jit_step
 from tests.examples import MEDIA, SPEC, make_batch, mixed_examples
 
-MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 4, 2)]
 IDS = dict(
     audio_token_id=500, audio_start_id=501, audio_end_id=502, vision_start_id=503,
     vision_end_id=504, image_token_id=505, video_token_id=506,
@@ -55,7 +55,7 @@ def step_on(shape, accumulate, options, config, params, batch):
 
 def main():
     config = ThinkerConfig.tiny(vocab_size=512, **IDS)
-    negatives, mode = sys.argv[1:]
+    negatives, mode, *meshes = sys.argv[1:]
     options = Objective(spec=SPEC, media=MEDIA, sync_negatives=negatives, mode=mode)
     # A larger weight for what is small, so that its errors are seen.
     options = dataclasses.replace(options, weight_latent=0.1)
@@ -65,7 +65,7 @@ def main():
     batch = make_batch(config, examples)
     want, want_metrics = step_on((1, 1, 1), 1, options, config, params, batch)
     cuts = [1] if negatives == "global" else [1, 2]
-    for shape in MESHES:
+    for shape in (tuple(map(int, mesh.split("x"))) for mesh in meshes):
         for accumulate in cuts:
             if accumulate > 1 and shape == (8, 1, 1):
                 continue  # 4 rows do not divide over 8 devices

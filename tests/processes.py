@@ -11,9 +11,14 @@ ROOT = pathlib.Path(__file__).parents[1]
 def environment(devices: int | None = None) -> dict[str, str]:
     """Variables of a process that computes on CPU, which pretends to have so many devices.
 
-    How many there are has to be said before JAX starts, hence in a process of its own.
+    How many there are has to be said before JAX starts, hence in a process of its own. A device
+    that waits in a collective keeps one of XLA's threads, and may wait in two at a time: with one
+    thread a device (the default) they can all be waiting for work that has no thread. XLA makes
+    as many as `NPROC` says.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
+    changes = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     if devices is not None:
-        flags += f" --xla_force_host_platform_device_count={devices}"
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+        flags = os.environ.get("XLA_FLAGS", "")
+        changes["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}"
+        changes["NPROC"] = str(4 * devices)
+    return os.environ | changes

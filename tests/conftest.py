@@ -14,15 +14,16 @@ jaxtyping.install_import_hook(
     ["latentomni_jax.backbone", "latentomni_jax.latent"], "beartype.beartype"
 )
 
-QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+# Older emitters (xla_cpu_use_fusion_emitters=false) would be faster still, but kill libtpu.
+QUICKLY_COMPILED = "--xla_backend_optimization_level=0"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Programs of tests are compiled once a run of the suite, and fast rather than well.
 
     Most of the suite's time goes into compiling programs that run once on small arrays. Without
-    optimised machine code for what is between products that takes a third to a half of the time,
-    and computes the same. The slow tests, some of which have limits of time, are compiled as
+    optimised machine code for what is between products a test takes a quarter to a half less, and
+    computes the same. The slow tests, some of which have limits of time, are compiled as
     everyone's programs are; `XLA_FLAGS= bash launch/test.sh` does so for all.
     """
     if config.option.markexpr == "not slow":  # the default, see pyproject.toml

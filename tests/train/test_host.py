@@ -7,6 +7,7 @@ import types
 import pytest
 
 from latentomni_jax.train import host
+from tests.processes import environment
 
 PROGRAM = """
 import resource, sys

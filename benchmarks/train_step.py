@@ -180,8 +180,10 @@ def _work(name: str, args: argparse.Namespace, directory: str, pipe: Connection)
         del params
     else:
         side = train_step_torch.Theirs(reference, config, spec, MEDIA, OPTIMIZER, examples, batch)
-    tokens = int(batch.lengths.sum())
-    pipe.send((f"{about}, freed memory {'kept' if kept else 'returned'}", tokens))
+    shape = f"{len(examples)} x {batch.lengths[0]} tokens, {batch.triggers.size} blocks of "
+    shape += f"{spec.num_latents}, {config.text.num_layers} layers of {config.text.hidden_size}"
+    about += f", freed memory {'kept' if kept else 'returned'}"
+    pipe.send((about, shape, int(batch.lengths.sum())))
     while steps := pipe.recv():
         side()  # caches are the other side's: a run's steps follow each other
         started = time.perf_counter()
@@ -192,7 +194,7 @@ def _work(name: str, args: argparse.Namespace, directory: str, pipe: Connection)
 def compare(args: argparse.Namespace) -> None:
     """The sides in turn."""
     context = multiprocessing.get_context("spawn")  # a fork would share what JAX has started
-    times, sides, processes, tokens = {}, {}, [], 0
+    times, sides, processes, shape, tokens = {}, {}, [], "", 0
     with tempfile.TemporaryDirectory() as directory:
         for name in SIDES:
             sides[name], end = context.Pipe()
@@ -200,9 +202,9 @@ def compare(args: argparse.Namespace) -> None:
             process.start()
             processes.append(process)
             end.close()  # so that a side that fails is an end of file here
-            about, tokens = sides[name].recv()
+            about, shape, tokens = sides[name].recv()
             print(f"{name:>11}: {about}", flush=True)
-    print(f"{args.preset}: {tokens} tokens, f32, {platform.machine()}")
+    print(f"{args.preset}: {shape}, f32, {platform.machine()}")
     for name, side in sides.items():
         side.send(1)
         values = side.recv()[1]

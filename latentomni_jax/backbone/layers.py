@@ -71,8 +71,7 @@ def _rows_times_kernel(x, kernel, dimension_numbers, precision=None):
 
     The gradient of a kernel contracts every other axis of `x`. Where there are two, XLA on CPU
     first transposes what comes from above, and forms it again to do so (docs/performance.md). On a
-    mesh the axes stay apart: how `x` lies there belongs to them, and simulated CPU
-    devices hung in a collective (docs/design.md).
+    mesh the axes stay apart, because TPU programs were only measured so (docs/design.md).
     """
     if jax.sharding.get_abstract_mesh().size > 1:
         return jax.lax.dot_general(x, kernel, dimension_numbers, precision=precision)

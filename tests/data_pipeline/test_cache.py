@@ -24,8 +24,6 @@ from tests.data_pipeline.conftest import SPEC
 from tests.media.test_video import click, jpeg, numbers, write_video
 from tests.processes import environment
 
-ROOT = Path(__file__).parents[2]
-
 
 def frames_of(part: VisionPart) -> np.ndarray:
     """The pixels u8[T,H,W,3] that patches were cut from."""

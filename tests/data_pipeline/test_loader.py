@@ -6,7 +6,6 @@ import collections
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from data_pipeline.records import Records
 from latentomni_jax.layout import BatchShape, InputError, LatentPart, TextPart, VisionPart
 from tests.processes import environment
 
-ROOT = Path(__file__).parents[2]
 SMALL, MIDDLE = BatchShape(tokens=64, targets=8), BatchShape(tokens=128, targets=8)
 LARGE = BatchShape(tokens=512, targets=16, frames=8)
 

@@ -1,6 +1,6 @@
 """Prints how far a step on meshes of 8 host devices is from the step on one; run as a process.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 \\
+    NPROC=32 XLA_FLAGS=--xla_force_host_platform_device_count=8 \\
         python -m tests.train.sharded block teacher 1x1x1 8x1x1 2x2x2 1x4x2
 """
 

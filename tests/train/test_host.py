@@ -13,7 +13,6 @@ PROGRAM = """
 import resource, sys
 import jax, jax.numpy as jnp
 from latentomni_jax.train.host import keep_freed_memory
-from tests.processes import environment
 
 kept = keep_freed_memory() if "keep" in sys.argv else False
 

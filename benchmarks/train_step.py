@@ -155,7 +155,7 @@ def _work(name: str, args: argparse.Namespace, directory: str, pipe: Connection)
     """
     kept = name in ("ours", KEPT) and keep_freed_memory()
     if name == "ours":
-        reference, about = None, f"jax {jax.__version__}, remat {args.remat or 'dots'}"
+        reference, about = None, f"jax {jax.__version__}, remat {args.remat}"
     else:
         import torch
         import train_step_torch
@@ -176,7 +176,7 @@ def _work(name: str, args: argparse.Namespace, directory: str, pipe: Connection)
     batch = make_batch(config, spec, examples)
     if reference is None:
         params = safetensors.unflatten(dict(safetensors.load(directory, config)))
-        side = Ours(config, spec, params, batch, remat=args.remat or "dots")
+        side = Ours(config, spec, params, batch, remat=args.remat)
         del params
     else:
         side = train_step_torch.Theirs(reference, config, spec, MEDIA, OPTIMIZER, examples, batch)
@@ -270,15 +270,13 @@ def main():
     parser.add_argument("--preset", choices=tuple(LOADS), default="tiny")
     parser.add_argument("--rows", type=int, help="of a batch; default is the preset's")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--layers", type=int, default=4, help="of preset 7b-layers")
+    parser.add_argument("--layers", type=int, default=8, help="of preset 7b-layers")
     parser.add_argument(
-        "--remat",
-        choices=("none", "dots", "full"),
-        help="of our side; default dots (the fastest on CPU), and full for 7b-layers",
+        "--remat", choices=("none", "dots", "full"), default="dots", help="of our side (dots)"
     )
     args = parser.parse_args()
     if args.preset == "7b-layers":
-        measure_layers(args.layers, args.repeats, args.remat or "full")
+        measure_layers(args.layers, args.repeats, args.remat)
     else:
         compare(args)
 

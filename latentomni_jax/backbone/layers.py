@@ -13,13 +13,22 @@ from jaxtyping import Float
 from latentomni_jax.backbone.plain import SAVED
 from latentomni_jax.backbone.types import Array
 
+_products = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(SAVED),
+)
+
+
+def _products_and_attention(primitive, *args, **kwargs):
+    # What cuDNN computes has no name to give: it is one operation to JAX.
+    is_cudnn = primitive.name.startswith("dot_product_attention_fwd")
+    return is_cudnn or _products(primitive, *args, **kwargs)
+
+
 # Named remat policies of the layer scans: what a layer keeps for its backward pass.
 REMAT_POLICIES = {
     "none": None,  # keep everything
-    "dots": jax.checkpoint_policies.save_from_both_policies(  # keep products and attention
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(SAVED),
-    ),
+    "dots": _products_and_attention,
     "full": jax.checkpoint_policies.nothing_saveable,  # keep the layer's input only
 }
 

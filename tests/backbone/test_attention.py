@@ -46,6 +46,11 @@ def random_hidden(batch, length, seed=0):
     return jnp.asarray(marks[0]), jnp.asarray(marks[1])
 
 
+# One program an example, not one for each of its operations.
+attend = jax.jit(attention.attend, static_argnames=("causal", "implementation"))
+local_attend = jax.jit(attention.local_attend, static_argnames="block")
+
+
 @given(
     st.integers(1, 3),
     st.integers(1, 40),
@@ -60,7 +65,7 @@ def test_xla_equals_the_formula(batch, length, heads, causal, hides, data):
     lengths = data.draw(st.lists(st.integers(1, length), min_size=batch, max_size=batch))
     q, k, v = random_qkv(batch, length, *heads, 8)
     with mock.patch.object(plain, "_MIN_BAND", 8):  # several bands at these lengths
-        ours = attention.attend(
+        ours = attend(
             q, k, v, causal=causal, lengths=jnp.array(lengths), hidden=hidden, implementation="xla"
         )
     expected = formula(q, k, v, mask(length, causal, lengths, hidden))
@@ -96,7 +101,7 @@ def test_local_attention_equals_full_attention_masked_by_segment(sizes):
     length = -(-len(segments) // 8) * 8
     segments = np.pad(segments, (0, length - len(segments)), constant_values=-1)[None]
     q, k, v = random_qkv(1, length, 2, 2, 8)
-    ours = attention.local_attend(q, k, v, jnp.asarray(segments), block=8)
+    ours = local_attend(q, k, v, jnp.asarray(segments), block=8)
     expected = formula(q, k, v, segments[:, :, None] == segments[:, None])
     np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=1e-4)
 

@@ -163,7 +163,10 @@ def test_padding_and_batch_mates_change_nothing(mode):
     whole = make_batch(CONFIG, [*examples, None])
     counts = count(SPEC, whole)
     together = losses(whole, counts)
-    alone = [losses(make_batch(CONFIG, [one]), counts) for one in examples]
+    alone = [  # two in shapes of their own, and the rest as they were
+        losses(make_batch(CONFIG, [one], shape=_shape(whole) if row % 2 else None), counts)
+        for row, one in enumerate(examples)
+    ]
     for name in ("loss/total", "loss/text", "loss/latent", "loss/sync", "text/accuracy"):
         np.testing.assert_allclose(sum(m[name] for m in alone), together[name], rtol=1e-5)
     empty = losses(make_batch(CONFIG, [None, None], shape=_shape(whole)), counts)
@@ -184,9 +187,11 @@ def test_a_shape_without_blocks_or_media_trains_text():
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
+    shape = None
     for rows in (examples, examples[:1]):
-        roomy = make_batch(CONFIG, rows)
-        bare = dataclasses.replace(_shape(roomy), blocks=0, visual_anchors=0, audio_anchors=0)
+        roomy = make_batch(CONFIG, rows, shape=shape)
+        shape = _shape(roomy)
+        bare = dataclasses.replace(shape, blocks=0, visual_anchors=0, audio_anchors=0)
         if len(rows) == 1:
             bare = dataclasses.replace(bare, frames=0, chunks=0, segment_frames=0, segment_chunks=0)
         (expected, _), wanted = run(params, roomy)

@@ -6,6 +6,12 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+# Whole programs take the compiler long: one chip by default, the others with the slow tests.
+FOUR_CHIPS = [
+    "v5e:2x2",
+    *(pytest.param(t, marks=pytest.mark.slow) for t in ("v6e:2x2", "v5p:2x2x1")),
+]
+
 
 def tpu_mesh(name, fsdp=1, data=1):
     """A (data, fsdp, tensor) mesh of a topology's chips; tensor takes those that are left."""

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from latentomni_jax.backbone import attention, splash
 from tests.backbone.test_attention import formula, mask, random_hidden, random_qkv
-from tests.topologies import tpu_mesh
+from tests.topologies import FOUR_CHIPS, tpu_mesh
 
 
 def interpreted(capfd, f, *args):
@@ -98,7 +98,7 @@ def gradient_memory(topology, length, *, hides, batch):
 
 
 @pytest.mark.tpu_compile
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2", "v5p:2x2x1"])
+@pytest.mark.parametrize("topology", FOUR_CHIPS)
 @pytest.mark.parametrize("batch", [2, 4])
 def test_hidden_media_take_memory_linear_in_length(topology, batch):
     # Measured at most 31.5 KiB per position of a row: a few copies of 14 heads, padded from 129 to

@@ -15,7 +15,7 @@ from latentomni_jax.backbone.thinker import Thinker, abstract_params
 from latentomni_jax.latent import decode as decoding
 from latentomni_jax.latent.decode import DecodeSpec, DecodeState
 from latentomni_jax.layout import LatentSpec
-from tests.topologies import tpu_mesh
+from tests.topologies import FOUR_CHIPS, tpu_mesh
 
 pytestmark = pytest.mark.tpu_compile
 
@@ -75,7 +75,7 @@ def compile_decode(topology, batch, length):
     return compiled, size // mesh.size
 
 
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2", "v5p:2x2x1"])
+@pytest.mark.parametrize("topology", FOUR_CHIPS)
 def test_caches_are_updated_in_place_at_7b_shapes(topology):
     compiled, cache_bytes = compile_decode(topology, batch=8, length=8192)
     memory = compiled.memory_analysis()
@@ -83,7 +83,7 @@ def test_caches_are_updated_in_place_at_7b_shapes(topology):
     assert memory.temp_size_in_bytes < 0.25 * cache_bytes
 
 
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2", "v5p:2x2x1"])
+@pytest.mark.parametrize("topology", FOUR_CHIPS)
 def test_prefill_runs_splash_on_each_chip_and_fits(topology):
     compiled = compile_prefill(topology, batch=2, length=8192)
     memory = compiled.memory_analysis()

@@ -10,6 +10,7 @@ import pytest
 from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.layout import BatchShape, LatentSpec, MediaSpec
 from latentomni_jax.train.config import load, resolve
+from tests.topologies import FOUR_CHIPS
 from tests.train.conftest import ROOT as REPOSITORY
 
 pytestmark = pytest.mark.tpu_compile
@@ -55,10 +56,7 @@ def test_the_7b_step_fits(topology, tokens, tensor, rows):
     assert memory.peak <= 0.9 * HBM[topology.split(":")[0]]
 
 
-@pytest.mark.parametrize(
-    "topology",
-    ["v5e:2x2", *(pytest.param(t, marks=pytest.mark.slow) for t in ("v6e:2x2", "v5p:2x2x1"))],
-)
+@pytest.mark.parametrize("topology", FOUR_CHIPS)
 def test_a_shallow_step_compiles_and_holds_no_array_of_all_logits(topology):
     """7B widths, two layers of each tower, so that it takes seconds and not minutes."""
     full = ThinkerConfig.qwen2_5_omni_7b()

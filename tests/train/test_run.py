@@ -131,7 +131,9 @@ def test_gradients_that_are_not_finite_skip_the_step(small_config, tmp_path):
         pytest.param(("data.reasoning=text",), marks=pytest.mark.slow),
         pytest.param(("data.reasoning=none",), marks=pytest.mark.slow),
         pytest.param(("latent.num_audio=0",), marks=pytest.mark.slow),
-        ("latent.num_visual=0", "objective.anchor_source=prompt"),
+        pytest.param(
+            ("latent.num_visual=0", "objective.anchor_source=prompt"), marks=pytest.mark.slow
+        ),
         pytest.param(
             ("objective.sync_features=encoder", "objective.latent_reduction=mean"),
             marks=pytest.mark.slow,

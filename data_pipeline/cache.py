@@ -84,7 +84,8 @@ def build_cache(
 
     Raises:
       InputError: an unusable argument; `out` is complete, was begun otherwise, or is no cache;
-        with "fail", the first unusable trajectory (finished shards are kept).
+        nothing can be used, or no media file; with "fail", the first unusable trajectory (finished
+        shards are kept).
     """
     records.require_libraries()
     if on_error not in ("skip", "fail"):
@@ -115,7 +116,14 @@ def build_cache(
             lines.append(result)
     if not lines:
         raise InputError(f"no trajectory can be used: {problems[0] if problems else 'none given'}")
-    return _finish(out, spec, max_blocks, lines, problems, [shard.report() for shard in shards])
+    reports = [shard.report() for shard in shards]
+    if files and not any(report["records"] for report in reports):
+        # One broken file is left out; all of them are no accident, and nothing to train on.
+        raise InputError(
+            f"none of {len(files)} media files can be used: {problems[-1]}; "
+            "once that is mended, use --overwrite"
+        )
+    return _finish(out, spec, max_blocks, lines, problems, reports)
 
 
 def _finish(out, spec, max_blocks, lines, problems, reports) -> Summary:

@@ -37,6 +37,8 @@ _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _NOT_MEDIA = {"tty", "hls", "dash", "concat", "concatf", "imf", "sdp", "rtsp", "webm_dash_manifest"}
 _TOLERANCE = 1e-3  # seconds; containers round times to milliseconds
 _LATEST_SOUND = 60.0  # seconds that sound may begin after the last picture
+# Metadata that is no UTF-8 opens too: PyAV 19 does so unasked, and before it has to be asked.
+_OPEN = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 
 
 # ---------------------------------------------------------------------------- times
@@ -410,7 +412,7 @@ def _open(path: Path) -> Iterator[av.container.InputContainer]:
     try:
         # "file:" and the whitelist: a name with a colon is no protocol, a playlist opens nothing.
         options = {"protocol_whitelist": "file"}
-        with av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
+        with av.open(f"file:{path}", options=options, **_OPEN) as container:
             if container.format.name in _NOT_MEDIA:
                 raise InputError(f"{path}: is not a media file; expected video, sound or an image")
             yield container

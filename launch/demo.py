@@ -1,6 +1,6 @@
 """The method in small, from an empty folder: clips, training, latent answers, scores, a page.
 
-    python -m launch.demo                about a quarter of an hour on two cores
+    python -m launch.demo                12 to 35 minutes on two cores, recent or older
     python -m launch.demo --quick        a few minutes: everything smaller, and little is learned
 
 A million parameters learn a drawn world of sights and sounds from nothing, through every part of

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing but Python 3.11 to a trained LatentOmni in small, its scores and a page to look at:
 #
-#   bash launch/demo.sh              laid out for a quarter of an hour on two cores
+#   bash launch/demo.sh              12 to 35 minutes on two cores, recent or older
 #   bash launch/demo.sh --quick      a few minutes: every part runs, and little is learned
 #
 # VENV and PYTHON: see launch/environment.sh. What it makes is in runs/demo, or

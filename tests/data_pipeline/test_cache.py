@@ -253,7 +253,7 @@ def test_media_of_which_nothing_can_be_read_is_an_error(bad_data, tmp_path):
     """A trajectory without media does not make a set of a thousand broken files a success."""
     text = {"id": "words", "question": "What?", "answer": "x"}
     with pytest.raises(InputError, match=r"none of 1 media files can be used: .*broken.*overwrite"):
-        build(tmp_path, [text, bad_data[9 + 1]])
+        build(tmp_path, [text, bad_data[10]])
 
 
 def test_odd_file_names(tiny, tmp_path):

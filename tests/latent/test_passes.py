@@ -163,7 +163,7 @@ def test_padding_and_batch_mates_change_nothing(mode):
     whole = make_batch(CONFIG, [*examples, None])
     counts = count(SPEC, whole)
     together = losses(whole, counts)
-    alone = [  # two in shapes of their own, and the rest as they were
+    alone = [  # every other one in a shape of its own
         losses(make_batch(CONFIG, [one], shape=_shape(whole) if row % 2 else None), counts)
         for row, one in enumerate(examples)
     ]

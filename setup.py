@@ -44,7 +44,7 @@ TEST = [
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "beartype>=0.20",
-    "transformers>=5.24",  # the reference of the parity tests; before, its modules had other names
+    "transformers>=5.24",  # the tests' reference; 5.17 names its modules otherwise
     "torch>=2.4",
     'libtpu>=0.0.40; platform_system == "Linux"',  # compiles for TPU, without one
 ]

@@ -119,10 +119,8 @@ def build_cache(
     reports = [shard.report() for shard in shards]
     if files and not any(report["records"] for report in reports):
         # One broken file is left out; all of them are no accident, and nothing to train on.
-        raise InputError(
-            f"none of {len(files)} media files can be used: {problems[-1]}; "
-            "once that is mended, use --overwrite"
-        )
+        shutil.rmtree(out)  # it holds nothing, and would be taken up again as it is
+        raise InputError(f"none of {len(files)} media files can be used: {problems[-1]}")
     return _finish(out, spec, max_blocks, lines, problems, reports)
 
 

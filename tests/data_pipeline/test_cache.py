@@ -252,8 +252,10 @@ def test_nothing_usable_is_an_error(bad_data, tmp_path):
 def test_media_of_which_nothing_can_be_read_is_an_error(bad_data, tmp_path):
     """A trajectory without media does not make a set of a thousand broken files a success."""
     text = {"id": "words", "question": "What?", "answer": "x"}
-    with pytest.raises(InputError, match=r"none of 1 media files can be used: .*broken.*overwrite"):
+    with pytest.raises(InputError, match=r"none of 1 media files can be used: .*broken.mp4"):
         build(tmp_path, [text, bad_data[10]])
+    shutil.copy(tmp_path / "good.mp4", tmp_path / "broken.mp4")  # mended, it is looked at anew
+    assert "2 trajectories, " in str(build(tmp_path, [text, bad_data[10]]))
 
 
 def test_odd_file_names(tiny, tmp_path):

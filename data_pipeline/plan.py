@@ -117,6 +117,12 @@ class Plan:
         shapes, rows = _epoch(self, epoch)
         return Assignment(int(step), epoch, self.shapes[shapes[place]], rows[place])
 
+    def shapes_of(self, begin: int, end: int) -> list[BatchShape]:
+        """The shapes of steps `begin` to `end`, in the order in which they come first."""
+        # Every epoch has the same shapes, as often.
+        steps = range(begin, min(end, begin + 2 * self.steps_per_epoch))
+        return list(dict.fromkeys(self[step].shape for step in steps))
+
     def counts(self) -> dict[BatchShape, int]:
         """Records per shape of the table, before leftovers move."""
         found = collections.Counter(self.shape_of.tolist())

@@ -21,12 +21,11 @@ from jax.sharding import AxisType, Mesh
 from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.backbone.sharding import param_shardings
 from latentomni_jax.backbone.thinker import Thinker, abstract_params
-from latentomni_jax.latent.examples import empty_batch
 from latentomni_jax.latent.options import Objective
 from latentomni_jax.latent.sync import init_sync
 from latentomni_jax.layout import BatchShape
 from latentomni_jax.train.state import OptimizerConfig, new_state, state_shardings
-from latentomni_jax.train.step import batch_shardings, jit_step
+from latentomni_jax.train.step import abstract_batch, jit_step
 
 GIB = 1 << 30
 HBM = {"v5e": 16 * GIB, "v6e": 32 * GIB, "v5p": 95 * GIB}  # per chip
@@ -84,17 +83,10 @@ def lower_step(
     abstract = jax.eval_shape(make)
     shardings = state_shardings(abstract, param_shardings(config, mesh), mesh)
 
-    def shaped(x, sharding):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    state = jax.tree.map(shaped, abstract, shardings)
-    one = empty_batch(config, options.media, options.spec, 1, shape)
-
-    def many(x, axis):
-        shape = (micro, *x.shape[:axis], rows, *x.shape[axis + 1 :])
-        return jax.ShapeDtypeStruct(shape, x.dtype)
-
-    batch = jax.tree.map(shaped, one.map_rows(many), batch_shardings(mesh))
+    state = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+    )
+    batch = abstract_batch(config, options, mesh, micro=micro, rows=rows, shape=shape)
     with jax.set_mesh(mesh):
         step = jit_step(thinker, options, transformation, mesh, shardings)
         return step.lower(state, batch)

@@ -25,7 +25,7 @@ from latentomni_jax.backbone.layers import merge_lora
 from latentomni_jax.backbone.sharding import param_shardings, validate_mesh
 from latentomni_jax.backbone.thinker import Thinker
 from latentomni_jax.latent.options import Objective
-from latentomni_jax.layout import InputError, TrainBatch
+from latentomni_jax.layout import BatchShape, InputError, TrainBatch
 from latentomni_jax.media.text import load_tokenizer
 from latentomni_jax.train import metrics as writing
 from latentomni_jax.train.checkpoints import Checkpoints
@@ -34,7 +34,7 @@ from latentomni_jax.train.data import Collator, Feed
 from latentomni_jax.train.flops import peak, step_flops
 from latentomni_jax.train.start import Start, abstract_start, find_start, load_params
 from latentomni_jax.train.state import TrainState, merge, new_state, state_shardings
-from latentomni_jax.train.step import jit_step
+from latentomni_jax.train.step import Programs, abstract_batch, jit_step
 from latentomni_jax.weights.checkpoint import save_model
 
 _LOG = logging.getLogger(__name__)
@@ -118,18 +118,16 @@ class Trainer:
         steps, stop = self.run.optimizer.steps, _StopSignal()
         with jax.set_mesh(self.mesh), stop:
             state, shardings, begin = self._state()
-            chex.clear_trace_counter()  # its counts are the process's, not this run's
-            step_fn = jit_step(
-                self.thinker, self.options, self.optimizer, self.mesh, shardings,
-                max_traces=len(self.run.shapes),
-            )  # fmt: skip
+            step_fn = jit_step(self.thinker, self.options, self.optimizer, self.mesh, shardings)
+            shapes = self.feed.plan.shapes_of(begin, steps)
+            programs = Programs(step_fn, state, [self._abstract(shape) for shape in shapes])
             late = writing.Late(self._writers(begin))
             kind = jax.devices()[0].device_kind
             per_second = peak(kind) and peak(kind) * self.mesh.size
             loss, step = None, begin
             try:
                 for host, batch in self.feed.batches(begin, steps):
-                    state, values = step_fn(state, batch)
+                    state, values = programs(state, batch)
                     rates = functools.partial(self._rates, host, per_second)
                     if done := late.push(step, values, rates):
                         loss = done["loss/total"]
@@ -146,6 +144,7 @@ class Trainer:
                     if begin < steps or not model.is_dir():  # else there since it was finished
                         self._export(state, model)
             finally:
+                programs.close()
                 late.close()
                 self.checkpoints.close()
         return Result(step, model, last)
@@ -208,6 +207,17 @@ class Trainer:
         state = jax.jit(begin, out_shardings=shardings)(params)
         chex.assert_trees_all_equal_shapes_and_dtypes(state, abstract)
         return state, shardings, 0
+
+    def _abstract(self, shape: BatchShape) -> TrainBatch:
+        micro = self.config.accumulate
+        return abstract_batch(
+            self.start.config,
+            self.options,
+            self.mesh,
+            micro=micro,
+            rows=self.config.batch_size // micro,
+            shape=shape,
+        )
 
     def _writers(self, begin: int) -> list[writing.MetricWriter]:
         if jax.process_index():

@@ -6,20 +6,23 @@ the result does not depend on how a batch is cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import concurrent.futures
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.backbone.thinker import Thinker
 from latentomni_jax.backbone.types import Array
+from latentomni_jax.latent.examples import empty_batch
 from latentomni_jax.latent.objective import Counts, count, objective
 from latentomni_jax.latent.options import Objective
-from latentomni_jax.layout import RowMedia, TrainBatch
+from latentomni_jax.layout import BatchShape, RowMedia, TrainBatch
 from latentomni_jax.train.state import TrainState, merge
 
 Metrics = dict[str, Array]
@@ -102,6 +105,58 @@ def make_step(
     return step
 
 
+class Programs:
+    """The jitted step compiled for every batch shape of a run, each before it is needed.
+
+    XLA compiles outside of Python's lock: other cores compile while the first shape's steps run.
+    """
+
+    def __init__(self, step: Any, state: TrainState, batches: Sequence[TrainBatch]):
+        """Traces the step for all batches (abstract ones) and begins to compile.
+
+        Args:
+          batches: in the order in which they are needed.
+        """
+        self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "compile")
+        self._compiled = {
+            _shapes(batch): self._pool.submit(step.lower(state, batch).compile) for batch in batches
+        }
+
+    def __call__(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
+        """Waits for the batch's program where it is not ready."""
+        return self._compiled[_shapes(batch)].result()(state, batch)
+
+    def close(self) -> None:
+        """Begins no further program."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _shapes(batch: TrainBatch) -> tuple[tuple[int, ...], ...]:
+    return tuple(x.shape for x in jax.tree.leaves(batch))
+
+
+def abstract_batch(
+    config: ThinkerConfig,
+    options: Objective,
+    mesh: Mesh,
+    *,
+    micro: int,
+    rows: int,
+    shape: BatchShape,
+) -> TrainBatch:
+    """Shapes, dtypes and shardings of `micro` times `rows` rows, over all processes."""
+    one = empty_batch(config, options.media, options.spec, 1, shape)
+
+    def many(x, axis):
+        return jax.ShapeDtypeStruct((micro, *x.shape[:axis], rows, *x.shape[axis + 1 :]), x.dtype)
+
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        one.map_rows(many),
+        batch_shardings(mesh),
+    )
+
+
 def batch_shardings(mesh: Mesh) -> TrainBatch:
     """Rows over data and fsdp; the leading axis is micro-batches, `position_ids` has its own."""
     rows = NamedSharding(mesh, jax.P(None, BATCH_AXES))
@@ -116,19 +171,10 @@ def jit_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     shardings: TrainState,
-    max_traces: int | None = None,
 ) -> Any:
-    """The compiled step on a mesh; call and lower it under `jax.set_mesh(mesh)`.
-
-    Args:
-      max_traces: raise AssertionError when it is traced more often: a run compiles once for each
-        batch shape, and anything more is a mistake that would cost minutes every step.
-    """
-    step = make_step(thinker, options, optimizer, shardings.params)
-    if max_traces is not None:
-        step = chex.assert_max_traces(step, n=max_traces)
+    """The compiled step on a mesh; call and lower it under `jax.set_mesh(mesh)`."""
     return jax.jit(
-        step,
+        make_step(thinker, options, optimizer, shardings.params),
         in_shardings=(shardings, batch_shardings(mesh)),
         out_shardings=(shardings, NamedSharding(mesh, jax.P())),
         donate_argnums=0,

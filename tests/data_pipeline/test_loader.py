@@ -80,6 +80,9 @@ def test_each_record_is_in_each_epoch_once(sizes, batch_size, seed):
             with_empty += len(real) < batch_size
             seen += real
         assert sorted(seen) == usable and with_empty <= 1
+        for end in (steps.start + 1, steps.stop, 5 * steps.stop):
+            ahead = (plan[step].shape for step in range(steps.start, end))
+            assert plan.shapes_of(steps.start, end) == list(dict.fromkeys(ahead))
 
 
 def test_a_record_takes_the_smallest_shape_unless_it_is_left_over():

@@ -11,5 +11,6 @@ from configs.qwen2_5_omni_7b import get_config as config_7b
 
 def get_config():
     c = config_7b()
+    c.model.preset = "qwen2_5_omni_3b"
     c.accumulate = 6
     return c

@@ -28,6 +28,7 @@ SHAPES = (
 def get_config():
     c = base()
     c.batch_size = 96
+    c.model.preset = "qwen2_5_omni_7b"
     c.accumulate = 3
     c.shapes = SHAPES
     c.optimizer.steps = 750

@@ -22,6 +22,7 @@ VERBS = {
     "export": "write a model directory as Hugging Face safetensors",
     "data": "make a feature cache of training data, a tiny training set, or AV-Events",
     "train": "train LatentOmni from a checkpoint or from nothing",
+    "aot": "compile a config's programs for a TPU topology: memory, traffic, verdict",
     "probe": "change a model's latents and see what becomes of its answers",
     "doctor": "check this machine: versions, devices, codecs",
 }

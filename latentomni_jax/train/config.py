@@ -35,7 +35,8 @@ def base() -> ml_collections.ConfigDict:
     c.model = ml_collections.ConfigDict(
         {
             "directory": "",  # ported or Hugging Face directory; "" trains from nothing
-            "preset": "tiny",  # of train.start.PRESETS, made where there is no directory
+            # The sizes: where there is no directory one of train.start.PRESETS is made of nothing.
+            "preset": "tiny",
             "tokenizer": "",  # its tokenizer's directory; "" trains one on the run's own text
             "dtype": "bfloat16",  # of the computation; masters are float32
             "remat": "full",  # see backbone.layers.REMAT_POLICIES

@@ -9,6 +9,9 @@ import pytest
 
 from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.layout import BatchShape, LatentSpec, MediaSpec
+from latentomni_jax.pod.certify import Memory
+from latentomni_jax.pod.chips import GIB, Topology
+from latentomni_jax.pod.programs import Training, trace_step
 from latentomni_jax.train.config import load, resolve
 from tests.topologies import FOUR_CHIPS
 from tests.train.conftest import ROOT as REPOSITORY
@@ -28,32 +31,28 @@ STEPS = [
 ]
 
 
-def lowered(topology, shape, rows, *, tensor=1, config=None, flow="open"):
+def traced(topology, shape, rows, *, tensor=1, config=None, flow="open"):
     pytest.importorskip("libtpu", reason="compiling for a TPU needs libtpu (pip install libtpu)")
-    from latentomni_jax.train.aot import lower_step, topology_mesh
-
     run = resolve(load(CONFIG))
     spec = dataclasses.replace(run.latent(LatentSpec()), flow=flow)
-    return lower_step(
-        config or ThinkerConfig.qwen2_5_omni_7b(),
-        run.objective(spec, MediaSpec(video_max_pixels=105_369), run.raw.model.frozen),
-        run.optimizer,
-        topology_mesh(topology, tensor=tensor),
-        rows,
-        shape,
+    training = Training(
+        options=run.objective(spec, MediaSpec(video_max_pixels=105_369), run.raw.model.frozen),
+        optimizer=run.optimizer,
+        shape=shape,
+        rows=rows,
     )
+    mesh = Topology.parse(topology).mesh(tensor=tensor)
+    return trace_step(config or ThinkerConfig.qwen2_5_omni_7b(), mesh, training)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("topology", "tokens", "tensor", "rows"), STEPS)
 def test_the_7b_step_fits(topology, tokens, tensor, rows):
-    from latentomni_jax.train.aot import GIB, HBM, Memory
-
     shape = next(s for s in resolve(load(CONFIG)).shapes if s.tokens == tokens)
-    memory = Memory.of(lowered(topology, shape, rows, tensor=tensor).compile())
+    memory = Memory.of(traced(topology, shape, rows, tensor=tensor).lowered.compile())
     sizes = {name: round(value / GIB, 2) for name, value in dataclasses.asdict(memory).items()}
     print(f"\n{topology} tensor={tensor} rows={rows} tokens={tokens}: {sizes} GiB")
-    assert memory.peak <= 0.9 * HBM[topology.split(":")[0]]
+    assert memory.peak <= 0.9 * Topology.parse(topology).chip.memory
 
 
 @pytest.mark.parametrize("topology", FOUR_CHIPS)
@@ -72,7 +71,7 @@ def test_a_shallow_step_compiles_and_holds_no_array_of_all_logits(topology):
     )  # fmt: skip
     tensor, rows = (2, 4) if topology == "v5e:2x2" else (1, 4)
     flow = "bottleneck" if topology == "v6e:2x2" else "open"
-    step = lowered(topology, shape, rows, tensor=tensor, config=config, flow=flow)
+    step = traced(topology, shape, rows, tensor=tensor, config=config, flow=flow).lowered
     # The program as given to the compiler: global shapes, a dimension each. (The compiled text
     # cannot be had: jaxlib fails to read back TPU programs with asynchronous updates.)
     vocabulary, width, chunk = full.text.vocab_size, full.text.hidden_size, 256

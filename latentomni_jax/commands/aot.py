@@ -1,0 +1,140 @@
+"""`latentomni aot`: what a pod would do with a config's programs, without a pod."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+
+EPILOG = """\
+examples:
+  does the paper's recipe fit 32 chips of v5e?
+    latentomni aot --config configs/qwen2_5_omni_7b.py --topology v5e:4x8
+
+  its longest rows, each on two chips, 16 at a time
+    latentomni aot --config configs/qwen2_5_omni_7b.py --topology v5e:4x8 --program train \\
+      --set mesh.tensor=2 --set accumulate=6
+
+  two slices; answering alone; one JSON object a program
+    latentomni aot --config configs/qwen2_5_omni_7b.py --topology '2*v5e:4x4'
+    latentomni aot --config configs/qwen2_5_omni_3b.py --topology v5e:1x1 --program decode --json
+
+  what to choose for a topology (minutes: every candidate is compiled)
+    latentomni aot --config configs/qwen2_5_omni_7b.py --topology v6e:4x4 --search
+
+Needs libtpu (pip install 'latentomni_jax[tpu]') and no TPU: programs are compiled by the compiler
+that a pod runs, for the pod's own topology. Memory is the compiler's. Times are lower bounds from
+published figures: FLOPs over peak, bytes over bandwidth of memory, and bytes that chips receive
+from each other over their links, as if nothing overlapped. Answering has the weights cut over
+`tensor` alone, as many chips as key/value heads allow.
+Exit code: 0 where everything fits, 1 where something does not, 2 for unusable input.
+"""
+PROGRAMS = ("train", "prefill", "decode", "encode")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Compile a config's programs for a TPU topology: memory, traffic, verdict."
+    parser.epilog = EPILOG
+    parser.add_argument("--config", required=True, help="experiment file, or FILE:NAME")
+    parser.add_argument(
+        "--topology", required=True, help="CHIP:LAYOUT or SLICES*CHIP:LAYOUT, such as v5e:4x8"
+    )
+    parser.add_argument(
+        "--program", choices=(*PROGRAMS, "all"), default="all", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
+        help="change a field of the config; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tokens", type=int, help="which of the config's shapes to train on (the longest)"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=1, help="of each replica that answers (%(default)s)"
+    )
+    parser.add_argument(
+        "--prompt", type=int, default=8192, help="positions of a prompt (%(default)s)"
+    )
+    parser.add_argument("--search", action="store_true", help="try rows, remat and tensor axis")
+    parser.add_argument("--json", action="store_true", help="print a JSON object a program")
+
+
+def run(args: argparse.Namespace) -> int:
+    from latentomni_jax.pod.certify import certify
+    from latentomni_jax.pod.chips import Topology
+    from latentomni_jax.pod.plans import Plans
+
+    plans = Plans.load(args.config, args.settings, Topology.parse(args.topology))
+    if args.search:
+        return _search(plans, args)
+    names = PROGRAMS if args.program == "all" else (args.program,)
+    if not args.json:
+        print(plans.describe())
+    fit = True
+    for name in names:
+        mesh, trace = plans.program(name, tokens=args.tokens, rows=args.rows, prompt=args.prompt)
+        _note(f"compiling {name} ...", args)
+        found = certify(name, trace(), mesh, plans.topology)
+        print(json.dumps(found.to_json()) if args.json else render(found))
+        fit = fit and found.fits
+    return 0 if fit else 1
+
+
+def _search(plans, args: argparse.Namespace) -> int:
+    """Compiles candidates for the training step; recommends the one with the least time a row."""
+    from latentomni_jax.pod.certify import certify
+
+    best, too_much = None, set()
+    tensors = [n for n in (1, 2, 4) if plans.takes(n)]
+    for tensor, remat, rows in itertools.product(tensors, ("full", "dots"), (1, 2, 4)):
+        if (tensor, remat) in too_much:
+            continue
+        changed = plans.changed(tensor=tensor, remat=remat, rows=rows)
+        _note(f"compiling tensor {tensor}, remat {remat}, {rows} rows a replica ...", args)
+        mesh, trace = changed.program("train", tokens=args.tokens)
+        found = certify("train", trace(), mesh, plans.topology)
+        print(json.dumps(found.to_json()) if args.json else render(found))
+        if not found.fits:
+            too_much.add((tensor, remat))
+            continue
+        seconds = (found.compute_s + found.network_s) / changed.rows_a_step
+        if best is None or seconds < best[0]:
+            best = seconds, changed
+    if best is None:
+        print(f"nothing that was tried fits {plans.topology}: more chips, or shorter rows")
+        return 1
+    print("take " + " ".join(f"--set {setting}" for setting in best[1].settings()))
+    return 0
+
+
+def _note(text: str, args: argparse.Namespace) -> None:
+    if not args.json:
+        print(text, file=sys.stderr)
+
+
+def render(found) -> str:
+    """A certificate for reading."""
+    gib, mesh = 1 << 30, ", ".join(f"{k} {n}" for k, n in found.mesh.items())
+    lines = [f"\n{found.program}: {found.what}; {found.topology} as {mesh}"]
+    if found.memory:
+        m = found.memory
+        lines.append(
+            f"  memory    {m.peak / gib:.2f} GiB of {found.hbm / gib:.0f} a chip "
+            f"({m.arguments / gib:.2f} arguments, {m.temporaries / gib:.2f} temporaries; "
+            f"{(found.hbm - m.peak) / gib:.2f} left)"
+        )
+    else:
+        needed = f"{found.needed / gib:.2f} GiB" if found.needed else "more than there is"
+        lines.append(f"  memory    {needed} wanted, {found.hbm / gib:.0f} a chip")
+    lines.append(
+        f"  at least  compute {1e3 * found.compute_s:.1f} ms, memory {1e3 * found.memory_s:.1f} "
+        f"ms, network {1e3 * found.network_s:.1f} ms: bound by {found.bound}"
+    )
+    for row in found.by_kind():
+        lines.append(
+            f"    {row['kind']:<19}over {row['axes']:<12}{row['count']:>6} runs "
+            f"{row['received'] / 1e9:>9.3f} GB received  {1e3 * row['seconds']:>8.2f} ms"
+        )
+    lines.append(f"  verdict   {found.verdict} (compiled in {found.compile_s:.0f} s)")
+    return "\n".join(lines)

@@ -1,0 +1,164 @@
+"""Compiles a program for a topology, and says whether it fits and what will bound it."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import pathlib
+import re
+import tempfile
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from latentomni_jax.pod.chips import GIB, Topology
+from latentomni_jax.pod.collectives import Collective, read_collectives
+from latentomni_jax.pod.programs import Traced
+
+_HEADROOM = 0.05  # of a chip's memory that should stay free: code, fragments
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one chip: of arguments, of temporaries, and the most at once."""
+
+    arguments: int
+    temporaries: int
+    peak: int
+
+    @classmethod
+    def of(cls, compiled: Any) -> Memory:
+        analysis = compiled.memory_analysis()
+        return cls(
+            analysis.argument_size_in_bytes,
+            analysis.temp_size_in_bytes,
+            analysis.peak_memory_in_bytes,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """What is known of a program without running it.
+
+    Attributes:
+      program, what: its name and sizes. topology, mesh: what it is compiled for.
+      memory: None where it does not fit. needed: bytes, as the compiler tells where it refuses.
+      flops: of a call, all chips. traffic: bytes between a chip and its memory.
+      collectives: what chips send each other. compile_s: seconds that compiling took.
+      compute_s, memory_s, network_s: seconds of a call at the published speeds; each alone.
+    """
+
+    program: str
+    what: str
+    topology: str
+    mesh: dict[str, int]
+    hbm: int
+    memory: Memory | None
+    needed: int | None
+    flops: float
+    traffic: float
+    collectives: tuple[Collective, ...]
+    compile_s: float
+    compute_s: float
+    memory_s: float
+    network_s: float
+
+    @property
+    def peak(self) -> int:
+        """Bytes, of the program or of what was refused."""
+        return self.memory.peak if self.memory else (self.needed or 0)
+
+    @property
+    def fits(self) -> bool:
+        return self.memory is not None and self.peak <= (1 - _HEADROOM) * self.hbm
+
+    @property
+    def bound(self) -> str:
+        """Which of the three takes longest."""
+        times = {
+            "compute": self.compute_s,
+            "memory": self.memory_s,
+            "network": self.network_s,
+        }
+        return max(times, key=times.__getitem__)
+
+    @property
+    def verdict(self) -> str:
+        if self.memory is None:
+            return "does not fit"
+        return "fits" if self.fits else f"fits with less than {_HEADROOM:.0%} to spare"
+
+    def by_kind(self) -> list[dict[str, Any]]:
+        """Collectives added up over kind and axes: runs and bytes received of a call, seconds."""
+        sums: dict[tuple[str, str], list[float]] = collections.defaultdict(lambda: [0, 0, 0.0])
+        for one in self.collectives:
+            total = sums[one.kind, "+".join(one.axes)]
+            total[0] += one.count
+            total[1] += one.count * one.received
+            total[2] += one.count * one.seconds
+        rows = [
+            {"kind": kind, "axes": axes, "count": n, "received": size, "seconds": seconds}
+            for (kind, axes), (n, size, seconds) in sums.items()
+        ]
+        return sorted(rows, key=lambda row: -row["seconds"])
+
+    def to_json(self) -> dict[str, Any]:
+        shown = dataclasses.asdict(self)
+        return shown | {
+            "collectives": self.by_kind(),
+            "peak": self.peak,
+            "fits": self.fits,
+            "bound": self.bound,
+            "verdict": self.verdict,
+        }
+
+
+def certify(program: str, traced: Traced, mesh: Mesh, topology: Topology) -> Certificate:
+    """Compiles; a program that is too large makes a certificate that says so."""
+    started = time.monotonic()
+    memory, needed, found = None, None, ()
+    with tempfile.TemporaryDirectory() as folder:
+        # The text as the compiler writes it: reading it back from the compiled program fails
+        # for some asynchronous operations.
+        dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        try:
+            memory = Memory.of(traced.lowered.compile(compiler_options=dump))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            needed = _needed(str(error))
+        else:
+            text = _dumped(folder)
+            found = tuple(read_collectives(text, mesh, topology, traced.open_loops))
+    chip = topology.chip
+    return Certificate(
+        program=program,
+        what=traced.what,
+        topology=str(topology),
+        mesh=dict(mesh.shape),
+        hbm=chip.memory,
+        memory=memory,
+        needed=needed,
+        flops=traced.flops,
+        traffic=traced.traffic,
+        collectives=found,
+        compile_s=time.monotonic() - started,
+        compute_s=traced.flops / topology.size / chip.flops,
+        memory_s=traced.traffic / chip.bandwidth,
+        network_s=sum(one.count * one.seconds for one in found),
+    )
+
+
+def _dumped(folder: str) -> str:
+    (path,) = pathlib.Path(folder).glob("*.after_optimizations.txt")
+    return path.read_text(encoding="utf-8")
+
+
+def _needed(message: str) -> int | None:
+    """Bytes of "Used 21.35G of 15.75G hbm"."""
+    found = re.search(r"Used ([\d.]+)([KMG]) of", message)
+    if found is None:
+        return None
+    return int(float(found.group(1)) * {"K": 1 << 10, "M": 1 << 20, "G": GIB}[found.group(2)])

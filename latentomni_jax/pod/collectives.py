@@ -1,0 +1,237 @@
+"""What chips send each other in a compiled program, read from its text."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from latentomni_jax.pod.chips import Topology
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BITS = {
+    "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32,
+    "s64": 64, "u64": 64, "bf16": 16, "f16": 16, "f32": 32, "f64": 64,
+}  # fmt: skip
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|called_computations|branch_computations|"
+    r"true_computation|false_computation|async_execution_thread)=\{?((?:%[\w.\-]+(?:, )?)+)"
+)
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """A collective of the program.
+
+    Attributes:
+      kind: one of `KINDS`. axes: of the mesh, over which its chips differ.
+      size: bytes of the whole array on one chip. count: times a call of the program runs it.
+      received: bytes that a chip receives each time.
+      seconds: that they take at the published speed of links, each time.
+      where: of the source, as JAX names it.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    size: int
+    count: int
+    received: int
+    seconds: float
+    where: str
+
+
+def read_collectives(
+    text: str, mesh: Mesh, topology: Topology, open_loops: int | None = None
+) -> list[Collective]:
+    """The collectives of a compiled program's text (`compiled.as_text()`, or a dump).
+
+    A loop's body counts as often as it runs. A ring of asynchronous steps that carries out one
+    collective is that collective once.
+
+    Args:
+      open_loops: how often to count the body of a loop whose end depends on data.
+
+    Raises:
+      ValueError: text that is not understood; without `open_loops`, a collective in such a loop.
+    """
+    computations, entry = _parse(text)
+    times = _times(computations, entry, open_loops)
+    devices = list(mesh.devices.flat)
+    found: dict[Any, Collective] = {}
+    for name, lines in computations.items():
+        count = times.get(name)
+        for line in lines:
+            kind = line.op.removesuffix("-start")
+            if kind not in KINDS or count == 0 or line.op.endswith("-done"):
+                continue
+            if count is None:
+                raise ValueError(f"{name}: a {kind} in a loop of unknown length")
+            if "all-reduce-scatter" in name:
+                kind = "reduce-scatter"  # libtpu's form of it: an all-reduce and a slice, fused
+            groups = _groups(line.rest, len(devices))
+            group = max(groups, key=len)
+            if len(group) < 2:
+                continue
+            size = _size(kind, line)
+            n = len(group)
+            share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1}.get(kind, (n - 1) / n)
+            received = round(size * share)
+            channel = re.search(r"channel_id=(\d+)", line.rest)
+            key = channel.group(1) if channel else (name, line.name)
+            where = re.search(r'op_name="([^"]*)"', line.rest)
+            one = Collective(
+                kind,
+                _axes(group, mesh),
+                size,
+                count,
+                received,
+                received / topology.speed([devices[i] for i in group]),
+                where.group(1) if where else "",
+            )
+            if key not in found or found[key].count < count:
+                found[key] = one
+    return list(found.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    name: str
+    shape: str
+    op: str
+    rest: str
+
+
+def _parse(text: str) -> tuple[dict[str, list[_Line]], str]:
+    computations: dict[str, list[_Line]] = {}
+    entry, lines = "", None
+    for line in text.splitlines():
+        if lines is None:
+            if found := _COMPUTATION.match(line):
+                lines = computations[found.group(2)] = []
+                entry = found.group(2) if found.group(1) else entry
+        elif line.startswith("}"):
+            lines = None
+        elif found := _INSTRUCTION.match(line):
+            lines.append(_Line(*found.groups()))
+    if not entry:
+        raise ValueError("not the text of a compiled program: it has no ENTRY")
+    return computations, entry
+
+
+def _times(
+    computations: dict[str, list[_Line]], entry: str, open_loops: int | None
+) -> dict[str, int | None]:
+    """How often a call of the program runs each computation; None where that is not known."""
+    times: dict[str, int | None] = {name: 0 for name in computations}
+    callers: dict[str, int] = collections.Counter()
+    calls = {
+        name: list(_calls(lines, computations, open_loops)) for name, lines in computations.items()
+    }
+    for made in calls.values():
+        callers.update(callee for callee, _ in made)
+    times[entry] = 1
+    ready = [entry, *(name for name in computations if not callers[name] and name != entry)]
+    while ready:  # callers before those whom they call
+        name = ready.pop()
+        for callee, factor in calls[name]:
+            own, before = times[name], times[callee]
+            if own == 0:
+                pass
+            elif own is None or factor is None or before is None:
+                times[callee] = None
+            else:
+                times[callee] = before + own * factor
+            callers[callee] -= 1
+            if not callers[callee]:
+                ready.append(callee)
+    return times
+
+
+def _calls(
+    lines: list[_Line], computations, open_loops: int | None
+) -> Iterator[tuple[str, int | None]]:
+    for line in lines:
+        factor = 1
+        if line.op == "while" and (factor := _trips(line, computations)) is None:
+            factor = open_loops
+        for names in _CALLED.findall(line.rest):
+            for name in re.findall(r"%([\w.\-]+)", names):
+                if name in computations:
+                    yield name, factor
+
+
+def _trips(line: _Line, computations) -> int | None:
+    """How often a loop runs: told by the compiler, or the number in its condition."""
+    if found := re.search(r'known_trip_count[":{\s]+n[":\s]+(\d+)', line.rest):
+        return int(found.group(1))
+    condition = re.search(r"condition=%([\w.\-]+)", line.rest)
+    lines = computations.get(condition.group(1), []) if condition else []
+    numbers = [
+        found.group(1)
+        for inner in lines
+        if inner.op == "constant" and (found := re.match(r"(\d+)\)", inner.rest))
+    ]
+    return int(numbers[0]) if len(numbers) == 1 else None
+
+
+def _size(kind: str, line: _Line) -> int:
+    """Bytes of the whole array: what is gathered, or what is reduced or exchanged."""
+    shape = line.shape
+    arrays = [_bytes(*array) for array in _ARRAY.findall(shape)]
+    if line.op == "collective-permute-start":
+        return arrays[0]  # then its copy, and two flags
+    if line.op == "all-gather-start":
+        return max(arrays)
+    if kind == "reduce-scatter" and line.op == "reduce-scatter":
+        raise ValueError("a reduce-scatter of its own")  # libtpu fuses it; see the caller
+    return sum(arrays)
+
+
+def _bytes(dtype: str, dims: str) -> int:
+    if dtype not in _BITS:
+        raise ValueError(f"type {dtype!r} of unknown size")
+    return math.prod(map(int, filter(None, dims.split(",")))) * _BITS[dtype] // 8
+
+
+def _groups(rest: str, count: int) -> list[list[int]]:
+    """Numbers of the devices that talk to each other, in any of the three notations."""
+    if found := re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", rest):
+        pairs = re.findall(r"\{(\d+),(\d+)\}", found.group(1))
+        return [sorted({int(a), int(b)}) for a, b in pairs]
+    if found := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", rest):
+        return [[int(i) for i in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", found.group(1))]
+    if re.search(r"replica_groups=\{\}", rest):
+        return [list(range(count))]
+    if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
+        shape, dims, order = (
+            [int(n) for n in part.split(",")] if part else None for part in found.groups()
+        )
+        numbers = np.arange(count).reshape(dims)
+        return (numbers if order is None else numbers.transpose(order)).reshape(shape).tolist()
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest):
+        names = re.findall(r"'(\w+)'=(\d+)", found.group(1))
+        chosen = re.findall(r"'(\w+)'", found.group(2))
+        order = [name for name, _ in names]
+        numbers = np.arange(count).reshape([int(size) for _, size in names])
+        inner = [order.index(name) for name in chosen]
+        outer = [i for i in range(len(order)) if i not in inner]
+        size = math.prod(numbers.shape[i] for i in inner)
+        return numbers.transpose(outer + inner).reshape(-1, size).tolist()
+    raise ValueError(f"groups of a collective are not understood: {rest[:300]}")
+
+
+def _axes(group: list[int], mesh: Mesh) -> tuple[str, ...]:
+    """Axes of the mesh along which the devices of a group differ."""
+    places = np.unravel_index(np.array(group), mesh.devices.shape)
+    return tuple(
+        name for name, place in zip(mesh.axis_names, places, strict=True) if len(set(place)) > 1
+    )

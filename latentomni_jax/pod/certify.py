@@ -157,8 +157,8 @@ def _dumped(folder: str) -> str:
 
 
 def _needed(message: str) -> int | None:
-    """Bytes of "Used 21.35G of 15.75G hbm"."""
-    found = re.search(r"Used ([\d.]+)([KMG]) of", message)
+    """Bytes of "Used 21.35G of 15.75G hbm" or "temporaries (80.00G) exceeds available HBM"."""
+    found = re.search(r"([\d.]+)([KMG])\)? (?:of|exceeds)", message)
     if found is None:
         return None
     return int(float(found.group(1)) * {"K": 1 << 10, "M": 1 << 20, "G": GIB}[found.group(2)])

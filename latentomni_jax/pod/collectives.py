@@ -7,7 +7,6 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -54,8 +53,8 @@ def read_collectives(
 ) -> list[Collective]:
     """The collectives of a compiled program's text (`compiled.as_text()`, or a dump).
 
-    A loop's body counts as often as it runs. A ring of asynchronous steps that carries out one
-    collective is that collective once.
+    A loop's body counts as often as it runs. A collective that computation goes on beside is
+    written three times, where it starts, beside the computation and where it ends: it counts once.
 
     Args:
       open_loops: how often to count the body of a loop whose end depends on data.
@@ -66,9 +65,13 @@ def read_collectives(
     computations, entry = _parse(text)
     times = _times(computations, entry, open_loops)
     devices = list(mesh.devices.flat)
-    found: dict[Any, Collective] = {}
+    found = []
     for name, lines in computations.items():
-        count = times.get(name)
+        count = times[name]
+        if name.startswith("async_collective_fusion") or any(
+            "AsyncCollectiveDone" in line.rest for line in lines
+        ):
+            continue
         for line in lines:
             kind = line.op.removesuffix("-start")
             if kind not in KINDS or count == 0 or line.op.endswith("-done"):
@@ -85,21 +88,19 @@ def read_collectives(
             n = len(group)
             share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1}.get(kind, (n - 1) / n)
             received = round(size * share)
-            channel = re.search(r"channel_id=(\d+)", line.rest)
-            key = channel.group(1) if channel else (name, line.name)
             where = re.search(r'op_name="([^"]*)"', line.rest)
-            one = Collective(
-                kind,
-                _axes(group, mesh),
-                size,
-                count,
-                received,
-                received / topology.speed([devices[i] for i in group]),
-                where.group(1) if where else "",
+            found.append(
+                Collective(
+                    kind,
+                    _axes(group, mesh),
+                    size,
+                    count,
+                    received,
+                    received / topology.speed([devices[i] for i in group]),
+                    where.group(1) if where else "",
+                )
             )
-            if key not in found or found[key].count < count:
-                found[key] = one
-    return list(found.values())
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +119,7 @@ def _parse(text: str) -> tuple[dict[str, list[_Line]], str]:
             if found := _COMPUTATION.match(line):
                 lines = computations[found.group(2)] = []
                 entry = found.group(2) if found.group(1) else entry
-        elif line.startswith("}"):
+        elif line.rstrip() == "}":  # a kernel's metadata may have a line that begins so
             lines = None
         elif found := _INSTRUCTION.match(line):
             lines.append(_Line(*found.groups()))
@@ -175,12 +176,25 @@ def _trips(line: _Line, computations) -> int | None:
         return int(found.group(1))
     condition = re.search(r"condition=%([\w.\-]+)", line.rest)
     lines = computations.get(condition.group(1), []) if condition else []
-    numbers = [
-        found.group(1)
+    # A scan's: a counter, from 0, is less than a constant. Anything more is a condition on data.
+    numbers = {
+        inner.name: int(found.group(1))
         for inner in lines
-        if inner.op == "constant" and (found := re.match(r"(\d+)\)", inner.rest))
-    ]
-    return int(numbers[0]) if len(numbers) == 1 else None
+        if inner.op == "constant"
+        and inner.shape.startswith("s32[]")
+        and (found := re.match(r"(\d+)\)", inner.rest))
+    }
+    simple = {inner.op for inner in lines} <= {
+        "constant",
+        "parameter",
+        "get-tuple-element",
+        "compare",
+    }
+    for inner in lines:
+        if simple and inner.op == "compare" and "direction=LT" in inner.rest:
+            _, _, limit = inner.rest.partition("%")[2].partition("%")
+            return numbers.get(limit.partition(")")[0])
+    return None
 
 
 def _size(kind: str, line: _Line) -> int:

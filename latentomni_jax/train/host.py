@@ -1,11 +1,19 @@
-"""The host's memory, where the host is what computes."""
+"""What hosts need care with: memory where the host computes, and files that all of them see."""
 
 from __future__ import annotations
 
 import ctypes
+import logging
+import signal
 import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
+from jax.experimental import multihost_utils
+
+T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 
 # Of glibc's <malloc.h>: M_MMAP_MAX 0, so that large arrays come from the heap as well, and
 # M_TRIM_THRESHOLD -1, so that what is freed stays there.
@@ -33,3 +41,50 @@ def keep_freed_memory() -> bool:
         return False
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     return True
+
+
+def first_process_first(name: str, make: Callable[[], T]) -> T:
+    """`make()` on process 0, then on the others, which find what it has written.
+
+    Args:
+      name: the same on all processes, and of this call alone.
+    """
+    if jax.process_count() == 1:
+        return make()
+    made = make() if jax.process_index() == 0 else None
+    multihost_utils.sync_global_devices(name)
+    return make() if made is None else made
+
+
+class StopSignal:
+    """Notes SIGTERM and the first Ctrl-C, so that the loop can end after a step.
+
+    With several processes the signal reaches them at different steps; there JAX's preemption
+    service agrees on one (it catches SIGTERM itself).
+    """
+
+    def __init__(self):
+        self.asked = False
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self):
+        if jax.process_count() == 1:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.previous[number] = signal.signal(number, self._ask)
+        return self
+
+    def is_asked(self, step: int) -> bool:
+        """Whether the run is to end after this step."""
+        if jax.process_count() == 1:
+            return self.asked
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    def _ask(self, number, frame):
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        _LOG.warning("signal %d: saving a checkpoint, then stopping", number)
+
+    def __exit__(self, *error):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)

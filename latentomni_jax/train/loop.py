@@ -8,14 +8,13 @@ import json
 import logging
 import pathlib
 import shutil
-import signal
+from collections.abc import Callable
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import ml_collections
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 
 from data_pipeline.av_events.tiny import CACHE_OPTIONS, make_tiny_set
@@ -32,6 +31,7 @@ from latentomni_jax.train.checkpoints import Checkpoints
 from latentomni_jax.train.config import Run, resolve, to_json
 from latentomni_jax.train.data import Collator, Feed
 from latentomni_jax.train.flops import peak, step_flops
+from latentomni_jax.train.host import StopSignal, first_process_first
 from latentomni_jax.train.start import Start, abstract_start, find_start, load_params
 from latentomni_jax.train.state import TrainState, merge, new_state, state_shardings
 from latentomni_jax.train.step import Programs, abstract_batch, jit_step
@@ -71,13 +71,14 @@ class Trainer:
         self.run: Run = resolve(config)
         self.config, self.workdir = config, workdir
         workdir.mkdir(parents=True, exist_ok=True)
-        self.records = Records(config.data.cache or _tiny_cache(config, workdir))
-        self.start: Start = find_start(
-            config.model.directory,
-            config.model.preset,
-            config.model.tokenizer,
-            workdir,
-            self._texts,
+        cache = first_process_first("cache", lambda: _cache(config, workdir))
+        self.records = Records(cache)
+        model = config.model
+        self.start: Start = first_process_first(
+            "tokenizer",
+            lambda: find_start(
+                model.directory, model.preset, model.tokenizer, workdir, self._texts
+            ),
         )
         self.spec = self.run.latent(self.start.latent)
         self.media = self.records.media_spec
@@ -113,9 +114,13 @@ class Trainer:
             workdir / "checkpoints", self._identity(), **config.checkpoint.to_dict()
         )
 
-    def train(self) -> Result:
-        """Runs or continues the run. SIGTERM and Ctrl-C save a checkpoint and end it."""
-        steps, stop = self.run.optimizer.steps, _StopSignal()
+    def train(self, on_step: Callable[[int], None] = lambda step: None) -> Result:
+        """Runs or continues the run. SIGTERM and Ctrl-C save a checkpoint and end it.
+
+        Args:
+          on_step: called with the number of steps taken, after each.
+        """
+        steps, stop = self.run.optimizer.steps, StopSignal()
         with jax.set_mesh(self.mesh), stop:
             state, shardings, begin = self._state()
             step_fn = jit_step(self.thinker, self.options, self.optimizer, self.mesh, shardings)
@@ -133,6 +138,7 @@ class Trainer:
                         loss = done["loss/total"]
                     self.checkpoints.save(state, step + 1, loss)
                     step += 1
+                    on_step(step)
                     if stop.is_asked(step):
                         break
                 last = late.flush() or {}
@@ -284,8 +290,10 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
 
 
-def _tiny_cache(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
-    """The drawn training set of `data.tiny`, made in the work directory the first time."""
+def _cache(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+    """The run's feature cache; that of `data.tiny` is made in the work directory the first time."""
+    if config.data.cache:
+        return pathlib.Path(config.data.cache)
     if not config.data.tiny:
         raise InputError("config.data.cache is empty: make one with `latentomni data cache`")
     cache, source = workdir / "cache", workdir / "clips"
@@ -296,37 +304,3 @@ def _tiny_cache(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pat
         spec = dataclasses.replace(TRAINING_SPEC, **CACHE_OPTIONS)
         build_cache(source / "trajectories.jsonl", cache, spec)
     return cache
-
-
-class _StopSignal:
-    """Notes SIGTERM and the first Ctrl-C, so that the loop can end after a step.
-
-    With several processes the signal reaches them at different steps; there JAX's preemption
-    service agrees on one (it catches SIGTERM itself).
-    """
-
-    def __init__(self):
-        self.asked = False
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self):
-        if jax.process_count() == 1:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self.previous[number] = signal.signal(number, self._ask)
-        return self
-
-    def is_asked(self, step: int) -> bool:
-        """Whether the run is to end after this step."""
-        if jax.process_count() == 1:
-            return self.asked
-        return multihost_utils.reached_preemption_sync_point(step)
-
-    def _ask(self, number, frame):
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        _LOG.warning("signal %d: saving a checkpoint, then stopping", number)
-
-    def __exit__(self, *error):
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)

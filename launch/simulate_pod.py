@@ -9,6 +9,8 @@ again, as a launcher of a real pod would, at most --restarts times.
 
     --kill-one 20      kills one of them (SIGKILL) 20 seconds after the first step
     --stop-one 20      stops one (SIGSTOP), so that it hangs: the others name it and end
+    --preempt-one 20   tells one to end (SIGTERM), as a platform does that wants its machine back:
+                       all save a checkpoint at the same step, and end
 
 Logs are in WORKDIR/hosts/N.log; process 0's is shown.
 """
@@ -38,7 +40,8 @@ def main() -> int:
     parser.add_argument("--restarts", type=int, default=1, help="of all, at most (%(default)s)")
     parser.add_argument("--kill-one", type=float, metavar="SECONDS")
     parser.add_argument("--stop-one", type=float, metavar="SECONDS")
-    parser.add_argument("--seed", type=int, default=0, help="of whom to kill (%(default)s)")
+    parser.add_argument("--preempt-one", type=float, metavar="SECONDS")
+    parser.add_argument("--seed", type=int, default=0, help="of whom it befalls (%(default)s)")
     parser.add_argument("train", nargs=argparse.REMAINDER, help="-- arguments of latentomni train")
     args = parser.parse_args()
     given = args.train[1:] if args.train[:1] == ["--"] else args.train
@@ -48,7 +51,11 @@ def main() -> int:
         parser.error("there is at least one host, with at least one device")
     workdir = pathlib.Path(given[given.index("--workdir") + 1])
     chosen = random.Random(args.seed).randrange(args.hosts)
-    harm = [(args.kill_one, signal.SIGKILL), (args.stop_one, signal.SIGSTOP)]
+    harm = [
+        (args.kill_one, signal.SIGKILL),
+        (args.stop_one, signal.SIGSTOP),
+        (args.preempt_one, signal.SIGTERM),
+    ]
     for attempt in range(args.restarts + 1):
         plans = [(after, number) for after, number in harm if after is not None and not attempt]
         codes = run_once(args.hosts, args.devices_per_host, workdir, given, plans, chosen)

@@ -125,12 +125,15 @@ class Trainer:
             state, shardings, begin = self._state()
             step_fn = jit_step(self.thinker, self.options, self.optimizer, self.mesh, shardings)
             shapes = self.feed.plan.shapes_of(begin, steps)
-            programs = Programs(step_fn, state, [self._abstract(shape) for shape in shapes])
+            programs = Programs(step_fn, state, dict(map(self._abstract, shapes)))
             late = writing.Late(self._writers(begin))
             kind = jax.devices()[0].device_kind
             per_second = peak(kind) and peak(kind) * self.mesh.size
             loss, step = None, begin
             try:
+                memory = jax.local_devices()[0].memory_stats()  # None on CPU
+                if memory and "bytes_limit" in memory:
+                    programs.check(memory["bytes_limit"])
                 for host, batch in self.feed.batches(begin, steps):
                     state, values = programs(state, batch)
                     rates = functools.partial(self._rates, host, per_second)
@@ -214,16 +217,14 @@ class Trainer:
         chex.assert_trees_all_equal_shapes_and_dtypes(state, abstract)
         return state, shardings, 0
 
-    def _abstract(self, shape: BatchShape) -> TrainBatch:
+    def _abstract(self, shape: BatchShape) -> tuple[str, TrainBatch]:
+        """A name for people, and the batch."""
         micro = self.config.accumulate
-        return abstract_batch(
-            self.start.config,
-            self.options,
-            self.mesh,
-            micro=micro,
-            rows=self.config.batch_size // micro,
-            shape=shape,
+        rows = self.config.batch_size // micro
+        batch = abstract_batch(
+            self.start.config, self.options, self.mesh, micro=micro, rows=rows, shape=shape
         )
+        return f"{micro} x {rows} rows of {shape}", batch
 
     def _writers(self, begin: int) -> list[writing.MetricWriter]:
         if jax.process_index():

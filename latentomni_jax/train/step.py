@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from latentomni_jax.backbone.types import Array
 from latentomni_jax.latent.examples import empty_batch
 from latentomni_jax.latent.objective import Counts, count, objective
 from latentomni_jax.latent.options import Objective
-from latentomni_jax.layout import BatchShape, RowMedia, TrainBatch
+from latentomni_jax.layout import BatchShape, InputError, RowMedia, TrainBatch
 from latentomni_jax.train.state import TrainState, merge
 
 Metrics = dict[str, Array]
@@ -111,16 +111,43 @@ class Programs:
     XLA compiles outside of Python's lock: other cores compile while the first shape's steps run.
     """
 
-    def __init__(self, step: Any, state: TrainState, batches: Sequence[TrainBatch]):
+    def __init__(self, step: Any, state: TrainState, batches: Mapping[str, TrainBatch]):
         """Traces the step for all batches (abstract ones) and begins to compile.
 
         Args:
-          batches: in the order in which they are needed.
+          batches: with names for people, in the order in which they are needed.
         """
         self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "compile")
+        self._names = {_shapes(batch): name for name, batch in batches.items()}
         self._compiled = {
-            _shapes(batch): self._pool.submit(step.lower(state, batch).compile) for batch in batches
+            _shapes(batch): self._pool.submit(step.lower(state, batch).compile)
+            for batch in batches.values()
         }
+
+    def check(self, limit: int) -> None:
+        """Waits for all programs.
+
+        Args:
+          limit: bytes that a device has.
+
+        Raises:
+          InputError: one needs more; it names the batch, what it needs and what to do.
+        """
+        for shapes, future in self._compiled.items():
+            try:
+                needed = future.result().memory_analysis().peak_memory_in_bytes
+                if needed <= limit:
+                    continue
+                told = f"needs {needed / 2**30:.2f} GiB of a device that has {limit / 2**30:.2f}"
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                told = f"does not fit a device: {str(error).splitlines()[0]}"
+            raise InputError(
+                f"a step of {self._names[shapes]} {told}; take fewer rows at a time (accumulate), "
+                "more devices, a tensor axis (mesh.tensor), or remat 'full'; `latentomni aot "
+                "--search` tries them"
+            )
 
     def __call__(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
         """Waits for the batch's program where it is not ready."""

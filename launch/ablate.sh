@@ -8,6 +8,7 @@
 # VENV and PYTHON: see launch/environment.sh. What it makes is in runs/ablate; stopped, it goes on.
 # What came of each row goes to docs/study, and from there into the tables of docs/results.md.
 set -euo pipefail
+# shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment data report
 exec python -m launch.ablate "$@"

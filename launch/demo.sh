@@ -7,6 +7,7 @@
 # VENV and PYTHON: see launch/environment.sh. What it makes is in runs/demo, or
 # runs/demo-quick; interrupted, it goes on.
 set -euo pipefail
+# shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 prepare_environment data report

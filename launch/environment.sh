@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Makes a virtual environment with this package in it; sourced by the other scripts.
 #
 #   VENV     where it is, default .venv
@@ -6,7 +7,7 @@
 # `prepare_environment EXTRA...` installs the package with its extras (test, data, ...), and does
 # nothing where a stamp says that it did so before with the same setup.py.
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 VENV=${VENV:-.venv}
 
 find_python() {

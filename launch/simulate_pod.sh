@@ -6,6 +6,7 @@
 #
 # VENV and PYTHON: see launch/environment.sh.
 set -euo pipefail
+# shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment data
 exec python -m launch.simulate_pod "$@"

@@ -8,6 +8,7 @@
 # VENV and PYTHON: see launch/environment.sh. Tests of real clips need $LATENTOMNI_ASSETS and say so
 # when they are skipped.
 set -euo pipefail
+# shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 # Tests marked tpu_compile compile for TPU topologies, with libtpu and without a TPU.

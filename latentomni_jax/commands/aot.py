@@ -17,7 +17,8 @@ examples:
       --set mesh.tensor=2 --set accumulate=6
 
   two slices; answering alone; one JSON object a program
-    latentomni aot --config configs/qwen2_5_omni_7b.py --topology '2*v5e:4x4'
+    latentomni aot --config configs/qwen2_5_omni_7b.py --topology '2*v5e:4x4' \\
+      --set mesh.data=2
     latentomni aot --config configs/qwen2_5_omni_3b.py --topology v5e:1x1 --program decode --json
 
   what to choose for a topology (minutes: every candidate is compiled)

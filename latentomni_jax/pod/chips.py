@@ -12,12 +12,12 @@ import re
 from typing import Any
 
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from latentomni_jax.layout import InputError
+from latentomni_jax.train.mesh import make_mesh
 
 GIB = 1 << 30
-AXES = ("data", "fsdp", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,22 +114,8 @@ class Topology:
         return list(found.devices)
 
     def mesh(self, data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
-        """A (data, fsdp, tensor) mesh over all chips; one of them may be -1, the rest.
-
-        `data` is outermost: a multiple of the slices there keeps other axes inside a slice.
-
-        Raises:
-          InputError: sizes that do not multiply to the number of chips.
-        """
-        sizes = [data, fsdp, tensor]
-        known = math.prod(size for size in sizes if size != -1)
-        if -1 in sizes and known > 0 and self.size % known == 0:
-            sizes[sizes.index(-1)] = self.size // known
-        if math.prod(sizes) != self.size or min(sizes) < 1:
-            given = ", ".join(f"{k} {n}" for k, n in zip(AXES, (data, fsdp, tensor), strict=True))
-            raise InputError(f"{self} has {self.size} chips, which is no mesh of {given}")
-        devices = np.array(self.devices()).reshape(sizes)
-        return Mesh(devices, AXES, (AxisType.Auto,) * 3)
+        """The mesh of a run on these chips. Raises InputError as `make_mesh`."""
+        return make_mesh(data, fsdp, tensor, self.devices())
 
     def speed(self, devices: list[Any]) -> float:
         """Bytes/s that one of a group of chips can receive from the others.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from jax.sharding import Mesh
 
@@ -67,7 +66,7 @@ class Plans:
     def changed(self, *, tensor: int, remat: str, rows: int) -> Plans:
         """With so many rows for each replica at a time, the step's rows being at least its own."""
         raw = self.run.raw.copy_and_resolve_references()
-        raw.mesh.tensor, raw.model.remat = tensor, remat
+        raw.mesh.data, raw.mesh.tensor, raw.model.remat = self.topology.slices, tensor, remat
         at_once = self.topology.size // tensor * rows
         raw.accumulate = max(round(raw.batch_size / at_once), 1)
         raw.batch_size = raw.accumulate * at_once
@@ -77,8 +76,9 @@ class Plans:
         """What `changed` decides, for `--set`."""
         raw = self.run.raw
         return [
-            f"mesh.tensor={raw.mesh.tensor}", f"model.remat={raw.model.remat}",
-            f"batch_size={raw.batch_size}", f"accumulate={raw.accumulate}",
+            f"mesh.data={raw.mesh.data}", f"mesh.tensor={raw.mesh.tensor}",
+            f"model.remat={raw.model.remat}", f"batch_size={raw.batch_size}",
+            f"accumulate={raw.accumulate}",
         ]  # fmt: skip
 
     @property
@@ -103,7 +103,7 @@ class Plans:
 
     def _training(self, tokens: int | None) -> tuple[Mesh, Callable[[], Traced]]:
         raw = self.run.raw
-        mesh = self.topology.mesh(**_over_slices(raw.mesh.to_dict(), self.topology.slices))
+        mesh = self.topology.mesh(**raw.mesh.to_dict())
         rows, replicas = raw.batch_size // raw.accumulate, mesh.shape["data"] * mesh.shape["fsdp"]
         if rows % replicas:
             near = max(round(raw.batch_size / replicas), 1)
@@ -130,8 +130,3 @@ class Plans:
             lengths = sorted({shape.tokens for shape in shapes})
             raise InputError(f"no shape of {tokens} tokens; the config has {lengths}")
         return max(found)
-
-
-def _over_slices(sizes: dict[str, Any], slices: int) -> dict[str, Any]:
-    """Slices lie along `data`: what fsdp gathers stays inside one, gradients alone cross."""
-    return sizes | {"data": sizes["data"] * slices} if slices > 1 else sizes

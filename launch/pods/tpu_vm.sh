@@ -34,7 +34,7 @@ main() {
     up) up ;;
     watch) watch ;;
     status) run gcloud compute tpus queued-resources describe "$NAME" "${COMMON[@]}" ;;
-    logs) run gcloud storage cat "$BUCKET/$NAME/logs/host-0.log" ;;
+    logs) run gcloud storage cat "$BUCKET/$NAME/logs/*.log" ;;
     stop) on_workers "pkill -TERM -f 'latentomni_jax train' || true" ;;
     down) run gcloud compute tpus queued-resources delete "$NAME" "${COMMON[@]}" --force --quiet ;;
     *) fail "no command '${words[1]}'; there are up, watch, status, logs, stop, down" ;;
@@ -116,9 +116,8 @@ tar xzf /bucket/$NAME/code.tar.gz
 source launch/environment.sh
 prepare_environment tpu data
 pgrep -f 'latentomni_jax train' >/dev/null && { echo 'it runs already'; exit 0; }
-host=\$(python -c 'import os, socket; print(os.environ.get("TPU_WORKER_ID") or socket.gethostname().rpartition("-")[2])')
-nohup $(train_command) >>"/bucket/$NAME/logs/host-\$host.log" 2>&1 </dev/null &
-echo "started on host \$host"
+nohup $(train_command) >>"/bucket/$NAME/logs/\$(hostname).log" 2>&1 </dev/null &
+echo "started on \$(hostname)"
 EOF
 }
 

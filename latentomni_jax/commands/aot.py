@@ -9,9 +9,9 @@ import sys
 
 EPILOG = """\
 examples:
-  does the paper's recipe fit 32 chips of v5e?
-    latentomni aot --config configs/qwen2_5_omni_7b.py --topology v5e:4x8
+  latentomni aot --config configs/qwen2_5_omni_7b.py --topology v5e:4x8
 
+  that was whether the paper's recipe fits 32 chips of v5e; now
   its longest rows, each on two chips, 16 at a time
     latentomni aot --config configs/qwen2_5_omni_7b.py --topology v5e:4x8 --program train \\
       --set mesh.tensor=2 --set accumulate=6

@@ -14,8 +14,6 @@ import pytest
 from latentomni_jax.__main__ import main
 from launch import demo
 
-pytestmark = pytest.mark.xdist_group("demo")  # so that it is run once
-
 ROOT = Path(__file__).parents[1]
 STAGES = {stage: demo.TITLES[stage] for stage in ("senses", "latentomni")}  # first and last
 SMALL = demo.Scale(14, 6, dict.fromkeys(STAGES, 2))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
 
@@ -20,9 +19,6 @@ examples:
     latentomni aot --config configs/qwen2_5_omni_7b.py --topology '2*v5e:4x4' \\
       --set mesh.data=2
     latentomni aot --config configs/qwen2_5_omni_3b.py --topology v5e:1x1 --program decode --json
-
-  what to choose for a topology (minutes: every candidate is compiled)
-    latentomni aot --config configs/qwen2_5_omni_7b.py --topology v6e:4x4 --search
 
 Needs libtpu (pip install 'latentomni_jax[tpu]') and no TPU: programs are compiled by the compiler
 that a pod runs, for the pod's own topology. Memory is the compiler's. Times are lower bounds from
@@ -57,7 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", type=int, default=8192, help="positions of a prompt (%(default)s)"
     )
-    parser.add_argument("--search", action="store_true", help="try rows, remat and tensor axis")
     parser.add_argument("--json", action="store_true", help="print a JSON object a program")
 
 
@@ -67,8 +62,6 @@ def run(args: argparse.Namespace) -> int:
     from latentomni_jax.pod.plans import Plans
 
     plans = Plans.load(args.config, args.settings, Topology.parse(args.topology))
-    if args.search:
-        return _search(plans, args)
     names = PROGRAMS if args.program == "all" else (args.program,)
     if not args.json:
         print(plans.describe())
@@ -80,33 +73,6 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(found.to_json()) if args.json else render(found))
         fit = fit and found.fits
     return 0 if fit else 1
-
-
-def _search(plans, args: argparse.Namespace) -> int:
-    """Compiles candidates for the training step; recommends the one with the least time a row."""
-    from latentomni_jax.pod.certify import certify
-
-    best, too_much = None, set()
-    tensors = [n for n in (1, 2, 4) if plans.takes(n)]
-    for tensor, remat, rows in itertools.product(tensors, ("full", "dots"), (1, 2, 4)):
-        if (tensor, remat) in too_much:
-            continue
-        changed = plans.changed(tensor=tensor, remat=remat, rows=rows)
-        _note(f"compiling tensor {tensor}, remat {remat}, {rows} rows a replica ...", args)
-        mesh, trace = changed.program("train", tokens=args.tokens)
-        found = certify("train", trace(), mesh, plans.topology)
-        print(json.dumps(found.to_json()) if args.json else render(found))
-        if not found.fits:
-            too_much.add((tensor, remat))
-            continue
-        seconds = (found.compute_s + found.network_s) / changed.rows_a_step
-        if best is None or seconds < best[0]:
-            best = seconds, changed
-    if best is None:
-        print(f"nothing that was tried fits {plans.topology}: more chips, or shorter rows")
-        return 1
-    print("take " + " ".join(f"--set {setting}" for setting in best[1].settings()))
-    return 0
 
 
 def _note(text: str, args: argparse.Namespace) -> None:

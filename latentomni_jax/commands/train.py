@@ -32,8 +32,8 @@ examples:
 
 The work directory gets metrics.jsonl, tensorboard/, checkpoints/ and, at the end, model/, which
 `latentomni answer --model` takes. Started again with the same config, a run that was stopped or
-killed goes on from its last checkpoint, exactly as if nothing had happened, also on another number
-of hosts. Ctrl-C and SIGTERM save a checkpoint first.
+killed goes on from its last checkpoint, exactly as if nothing had happened; on another number
+of hosts too, to rounding. Ctrl-C and SIGTERM save a checkpoint first.
 Exit code: 0; 2 with one line on stderr where config, data or checkpoint are unusable; 3 where the
 run was interrupted and can be continued; 70 where another host hung.
 """

@@ -126,7 +126,7 @@ def certify(program: str, traced: Traced, mesh: Mesh, topology: Topology) -> Cer
         try:
             memory = Memory.of(traced.lowered.compile(compiler_options=dump))
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if "RESOURCE_EXHAUSTED" not in str(error) or "hbm" not in str(error).lower():
                 raise
             needed = _needed(str(error))
         else:

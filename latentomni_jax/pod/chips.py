@@ -28,7 +28,7 @@ class Chip:
       memory: bytes of HBM. flops: dense bf16 FLOP/s. bandwidth: bytes/s of HBM.
       link: bytes/s of one interconnect link in one direction; a chip has two on every dimension.
       network: bytes/s of a chip's share of the network between slices.
-      dimensions: of the torus. wraps: what a dimension is a multiple of where it is a ring.
+      wraps: what a dimension is a multiple of where it is a ring.
       layouts: of slices that can be ordered.
     """
 
@@ -37,7 +37,6 @@ class Chip:
     bandwidth: float
     link: float
     network: float
-    dimensions: int
     wraps: int
     layouts: tuple[str, ...]
 
@@ -45,10 +44,10 @@ class Chip:
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 # Links: published as both directions of all links together (v5e 400, v6e 800, v5p 1200 GB/s).
 CHIPS = {
-    "v5e": Chip(16 * GIB, 197e12, 819e9, 50e9, 25e9 / 8, 2, 16, _FLAT),
-    "v6e": Chip(32 * GIB, 918e12, 1640e9, 100e9, 100e9 / 8, 2, 16, _FLAT),
+    "v5e": Chip(16 * GIB, 197e12, 819e9, 50e9, 25e9 / 8, 16, _FLAT),
+    "v6e": Chip(32 * GIB, 918e12, 1640e9, 100e9, 100e9 / 8, 16, _FLAT),
     "v5p": Chip(
-        95 * GIB, 459e12, 2765e9, 100e9, 50e9 / 8, 3, 4,
+        95 * GIB, 459e12, 2765e9, 100e9, 50e9 / 8, 4,
         ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
     ),
 }  # fmt: skip

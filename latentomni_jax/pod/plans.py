@@ -63,28 +63,6 @@ class Plans:
         """Whether layers can be cut over so many chips."""
         return self.config.text.num_kv_heads % tensor == 0 and self.topology.size % tensor == 0
 
-    def changed(self, *, tensor: int, remat: str, rows: int) -> Plans:
-        """With so many rows for each replica at a time, the step's rows being at least its own."""
-        raw = self.run.raw.copy_and_resolve_references()
-        raw.mesh.data, raw.mesh.tensor, raw.model.remat = self.topology.slices, tensor, remat
-        at_once = self.topology.size // tensor * rows
-        raw.accumulate = max(round(raw.batch_size / at_once), 1)
-        raw.batch_size = raw.accumulate * at_once
-        return dataclasses.replace(self, run=resolve(raw))
-
-    def settings(self) -> list[str]:
-        """What `changed` decides, for `--set`."""
-        raw = self.run.raw
-        return [
-            f"mesh.data={raw.mesh.data}", f"mesh.tensor={raw.mesh.tensor}",
-            f"model.remat={raw.model.remat}", f"batch_size={raw.batch_size}",
-            f"accumulate={raw.accumulate}",
-        ]  # fmt: skip
-
-    @property
-    def rows_a_step(self) -> int:
-        return self.run.raw.batch_size
-
     def program(
         self, name: str, *, tokens: int | None = None, rows: int = 1, prompt: int = 8192
     ) -> tuple[Mesh, Callable[[], Traced]]:
@@ -103,6 +81,8 @@ class Plans:
 
     def _training(self, tokens: int | None) -> tuple[Mesh, Callable[[], Traced]]:
         raw = self.run.raw
+        if raw.model.lora_rank or raw.model.dtype != "bfloat16":
+            raise InputError("aot compiles training in bfloat16 without LoRA so far")
         mesh = self.topology.mesh(**raw.mesh.to_dict())
         rows, replicas = raw.batch_size // raw.accumulate, mesh.shape["data"] * mesh.shape["fsdp"]
         if rows % replicas:

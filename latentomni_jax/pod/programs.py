@@ -31,7 +31,7 @@ from latentomni_jax.train.state import OptimizerConfig, new_state, split, state_
 from latentomni_jax.train.step import BATCH_AXES, abstract_batch, jit_step
 
 _WIDTH = 2  # bytes of bf16
-_FRAMES, _PATCHES, _CHUNKS = 8, 640, 16  # of a call of the encoders, see latent.trajectory
+_FRAMES, _PATCHES = 8, 640  # of a call of the vision encoder, see latent.trajectory
 
 
 class Traced(NamedTuple):

@@ -145,8 +145,7 @@ class Programs:
                 told = f"does not fit a device: {str(error).splitlines()[0]}"
             raise InputError(
                 f"a step of {self._names[shapes]} {told}; take fewer rows at a time (accumulate), "
-                "more devices, a tensor axis (mesh.tensor), or remat 'full'; `latentomni aot "
-                "--search` tries them"
+                "more devices, a tensor axis (mesh.tensor), or remat 'full'"
             )
 
     def __call__(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:

@@ -25,6 +25,27 @@ fail() {
   exit 2
 }
 
+# read_words SCRIPT WORD...: the job's file and a command; sets COMMAND and what load_job sets.
+read_words() {
+  local script=$1 words=() word
+  shift
+  for word in "$@"; do
+    case $word in
+      --dry-run) DRY_RUN=1 ;;
+      -h | --help) usage "$script" && exit ;;
+      *) words+=("$word") ;;
+    esac
+  done
+  [ ${#words[@]} = 2 ] || { usage "$script" >&2; exit 2; }
+  COMMAND=${words[1]}
+  load_job "${words[0]}"
+}
+
+# The comment at a script's head.
+usage() {
+  sed -n '2,/^set /s/^# \{0,1\}//p' "$1"
+}
+
 # load_job FILE: reads and checks it; sets CHIP, LAYOUT, CHIPS, HOSTS (of a slice), TYPE.
 load_job() {
   [ -f "$1" ] || fail "$1: no such file; copy launch/pods/example.conf"
@@ -70,10 +91,10 @@ one_of() {
 
 # The training command, with WORKDIR and settings; the same on every host.
 train_command() {
-  local setting words="python -m latentomni_jax train --pod --config $CONFIG --workdir /bucket/$NAME"
-  if [ "$SLICES" -gt 1 ]; then words+=" --set mesh.data=$SLICES"; fi
-  for setting in $SETTINGS; do words+=" --set $setting"; done
-  echo "$words"
+  local setting command="python -m latentomni_jax train --pod --config $CONFIG --workdir /bucket/$NAME"
+  if [ "$SLICES" -gt 1 ]; then command+=" --set mesh.data=$SLICES"; fi
+  for setting in $SETTINGS; do command+=" --set $setting"; done
+  echo "$command"
 }
 
 # run WORD...: runs it, or shows it with --dry-run, so that it can be pasted into a shell.

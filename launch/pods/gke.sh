@@ -16,23 +16,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 # shellcheck source=launch/pods/common.sh
 source launch/pods/common.sh
 
-usage() {
-  sed -n '2,14s/^# \{0,1\}//p' "launch/pods/gke.sh"
-}
-
 main() {
-  local words=() word
-  for word in "$@"; do
-    case $word in
-      --dry-run) DRY_RUN=1 ;;
-      -h | --help) usage && exit ;;
-      *) words+=("$word") ;;
-    esac
-  done
-  [ ${#words[@]} = 2 ] || { usage >&2; exit 2; }
-  load_job "${words[0]}"
-  [ -n "$IMAGE" ] || fail "${words[0]}: IMAGE is missing"
-  case ${words[1]} in
+  read_words launch/pods/gke.sh "$@"
+  [ -n "$IMAGE" ] || fail "IMAGE is missing"
+  case $COMMAND in
     image)
       run docker build --file launch/pods/Dockerfile --tag "$IMAGE" .
       run docker push "$IMAGE"
@@ -51,7 +38,7 @@ main() {
     status) run kubectl get jobset,pods --selector "jobset.sigs.k8s.io/jobset-name=$NAME" ;;
     logs) run kubectl logs --follow "job/$NAME-slice-0" --container train ;;
     down) run kubectl delete jobset "$NAME" --ignore-not-found ;;
-    *) fail "no command '${words[1]}'; there are image, manifest, up, xpk, status, logs, down" ;;
+    *) fail "no command '$COMMAND'; there are image, manifest, up, xpk, status, logs, down" ;;
   esac
 }
 

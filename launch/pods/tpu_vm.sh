@@ -14,30 +14,17 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 # shellcheck source=launch/pods/common.sh
 source launch/pods/common.sh
 
-usage() {
-  sed -n '2,12s/^# \{0,1\}//p' "launch/pods/tpu_vm.sh"
-}
-
 main() {
-  local words=() word
-  for word in "$@"; do
-    case $word in
-      --dry-run) DRY_RUN=1 ;;
-      -h | --help) usage && exit ;;
-      *) words+=("$word") ;;
-    esac
-  done
-  [ ${#words[@]} = 2 ] || { usage >&2; exit 2; }
-  load_job "${words[0]}"
+  read_words launch/pods/tpu_vm.sh "$@"
   COMMON=(--project "$PROJECT" --zone "$ZONE")
-  case ${words[1]} in
+  case $COMMAND in
     up) up ;;
     watch) watch ;;
     status) run gcloud compute tpus queued-resources describe "$NAME" "${COMMON[@]}" ;;
     logs) run gcloud storage cat "$BUCKET/$NAME/logs/*.log" ;;
     stop) on_workers "pkill -TERM -f 'latentomni_jax train' || true" ;;
     down) run gcloud compute tpus queued-resources delete "$NAME" "${COMMON[@]}" --force --quiet ;;
-    *) fail "no command '${words[1]}'; there are up, watch, status, logs, stop, down" ;;
+    *) fail "no command '$COMMAND'; there are up, watch, status, logs, stop, down" ;;
   esac
 }
 

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from latentomni_jax.backbone import attention
+from latentomni_jax.backbone.axes import constrain
 from latentomni_jax.backbone.config import AudioConfig
 from latentomni_jax.backbone.layers import dense, remat
 from latentomni_jax.backbone.types import Array
@@ -116,6 +117,7 @@ class AudioEncoder(nn.Module):
         x = jnp.where(real[..., None], x, 0)
         x_ctd = jax.nn.gelu(conv("conv2", 2)(x), approximate=False)
         x_ctd = x_ctd + _sinusoids(x_ctd.shape[1], config.hidden_size).astype(self.dtype)
+        x_ctd = constrain("chunks", x_ctd)
         x_ctd, _ = nn.scan(
             remat(AudioBlock, self.remat_policy),
             variable_axes={"params": 0},

@@ -24,7 +24,8 @@ RULES = (
     ("lora", None),
 )
 ENCODER_RULES = tuple((name, None if axis == "tensor" else axis) for name, axis in RULES)
-CACHE_SPEC = P(None, ("data", "fsdp"), "tensor", None, None)  # [L,B,K,S,H]
+BATCH_AXES = ("data", "fsdp")  # over which rows are split
+CACHE_SPEC = P(None, BATCH_AXES, "tensor", None, None)  # [L,B,K,S,H]
 
 # Shardings that activations pass through, in this order. XLA finds those of the layers by itself:
 # constraints on residuals, heads or feed-forward change nothing in the compiled step.
@@ -32,8 +33,17 @@ ACTIVATIONS = {
     # Embeddings [B,T,D] looked up in a table split over D: columns first, then rows. Backwards,
     # each chip so adds up its own columns of the table's gradient; left alone, XLA gives every chip
     # the whole table in f32 (2 GiB at 7B) as soon as `data` > 1.
-    "embedding": (P("data", None, "fsdp"), P(("data", "fsdp"), None, None)),
+    "embedding": (P("data", None, "fsdp"), P(BATCH_AXES, None, None)),
+    # Chunks of sound [C,T,D]. Left alone, XLA cuts their width over fsdp, as the weights are, and
+    # adds up the products of all chips' chunks in every layer: 70 times the bytes of the weights.
+    "chunks": (P(BATCH_AXES, None, None),),
 }
+
+
+def batch_axes() -> tuple[str, ...]:
+    """The axes of the mesh that is set, if it has several devices, over which rows are split."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return tuple(axis for axis in BATCH_AXES if axis in mesh.shape) if mesh.size > 1 else ()
 
 
 def constrain(point: str, x: Array) -> Array:

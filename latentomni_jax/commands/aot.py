@@ -15,6 +15,9 @@ examples:
     latentomni aot --config configs/qwen2_5_omni_7b.py --topology v5e:4x8 --program train \\
       --set mesh.tensor=2 --set accumulate=6
 
+  which mesh, remat policy and number of micro-batches suit it
+    latentomni aot --config configs/qwen2_5_omni_7b.py --topology v6e:4x4 --tokens 8192 --search
+
   two slices; answering alone; one JSON object a program
     latentomni aot --config configs/qwen2_5_omni_7b.py --topology '2*v5e:4x4' \\
       --set mesh.data=2
@@ -53,6 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", type=int, default=8192, help="positions of a prompt (%(default)s)"
     )
+    parser.add_argument(
+        "--search", action="store_true",
+        help="try meshes, remat policies and micro-batches of the training step, quickly compiled",
+    )  # fmt: skip
+    parser.add_argument(
+        "--quick", action="store_true",
+        help="compile with little optimisation, several times faster: memory is then an estimate",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print a JSON object a program")
 
 
@@ -65,14 +76,38 @@ def run(args: argparse.Namespace) -> int:
     names = PROGRAMS if args.program == "all" else (args.program,)
     if not args.json:
         print(plans.describe())
+    if args.search:
+        return _search(plans, args)
     fit = True
     for name in names:
         mesh, trace = plans.program(name, tokens=args.tokens, rows=args.rows, prompt=args.prompt)
         _note(f"compiling {name} ...", args)
-        found = certify(name, trace(), mesh, plans.topology)
+        found = certify(name, trace(), mesh, plans.topology, quick=args.quick)
         print(json.dumps(found.to_json()) if args.json else render(found))
         fit = fit and found.fits
     return 0 if fit else 1
+
+
+def _search(plans, args: argparse.Namespace) -> int:
+    from latentomni_jax.pod.search import search
+
+    best = None
+    _note("each candidate takes a minute or more to compile", args)
+    for one in search(plans, args.tokens):
+        found, settings = one.certificate, " ".join(f"--set {s}" for s in one.settings)
+        if args.json:
+            print(json.dumps({"settings": one.settings, "seconds": one.seconds, **found.to_json()}))
+        else:
+            size = f"{found.peak / (1 << 30):.2f} GiB"
+            print(f"{found.verdict:<13}{size:>10}  at best {one.seconds:.2f} s a step  {settings}")
+        if found.fits and (best is None or one.seconds < best.seconds):
+            best = one
+    if best is None:
+        print("nothing fits: take more chips, or shorter shapes", file=sys.stderr)
+        return 1
+    settings = " ".join(f"--set {s}" for s in best.settings)
+    _note(f"fastest by arithmetic: {settings}", args)
+    return 0
 
 
 def _note(text: str, args: argparse.Namespace) -> None:
@@ -94,14 +129,17 @@ def render(found) -> str:
     else:
         needed = f"{found.needed / gib:.2f} GiB" if found.needed else "more than there is"
         lines.append(f"  memory    {needed} wanted, {found.hbm / gib:.0f} a chip")
+    again = f" (+ {1e3 * found.recompute_s:.1f} again)" if found.recompute_s else ""
     lines.append(
-        f"  at least  compute {1e3 * found.compute_s:.1f} ms, memory {1e3 * found.memory_s:.1f} "
-        f"ms, network {1e3 * found.network_s:.1f} ms: bound by {found.bound}"
+        f"  at least  compute {1e3 * found.compute_s:.1f} ms{again}, "
+        f"memory {1e3 * found.memory_s:.1f} ms, network {1e3 * found.network_s:.1f} ms: "
+        f"bound by {found.bound}"
     )
     for row in found.by_kind():
         lines.append(
             f"    {row['kind']:<19}over {row['axes']:<12}{row['count']:>6} runs "
             f"{row['received'] / 1e9:>9.3f} GB received  {1e3 * row['seconds']:>8.2f} ms"
         )
-    lines.append(f"  verdict   {found.verdict} (compiled in {found.compile_s:.0f} s)")
+    how = "compiled quickly, memory is an estimate" if found.quick else "compiled"
+    lines.append(f"  verdict   {found.verdict} ({how}, in {found.compile_s:.0f} s)")
     return "\n".join(lines)

@@ -7,17 +7,19 @@ accumulated micro-batches share. Everything accumulates in float32 at least.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from latentomni_jax.backbone.axes import batch_axes
 from latentomni_jax.backbone.types import Array
 
 
 def text_loss(
-    logits: Callable[[Array], Array],
+    logits: Callable[[Any, Array], Array],
+    head: Any,
     hidden: Float[Array, "B U D"],
     target_ids: Int[Array, "B U"],
     weights: Float[Array, "B U"],
@@ -26,10 +28,12 @@ def text_loss(
     """Cross entropy summed over targets (Eq. 6), and the summed weight of those predicted right.
 
     Targets are read in chunks and a chunk's logits are recomputed in the backward pass, so that no
-    [B,U,V] array ever exists.
+    [B,U,V] array ever exists. Under a mesh each device reads its own rows' targets with a head
+    gathered once (left alone, XLA gathers it twice and adds its gradient up for every chunk).
 
     Args:
-      logits: the language head, [B,chunk,D] -> f32 [B,chunk,V].
+      logits: (head, [B,chunk,D]) -> f32 [B,chunk,V].
+      head: parameters of the language head.
       hidden: states that predict the targets.
       weights: 0 where there is no target.
       chunk: targets of a row per chunk.
@@ -37,28 +41,42 @@ def text_loss(
     length = hidden.shape[1]
     chunk = min(chunk, length)
     missing = -length % chunk
+    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
+    axes = batch_axes()
 
     def chunked(x):
         x = jnp.pad(x, ((0, 0), (0, missing), *((0, 0),) * (x.ndim - 2)))
         return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
-    @jax.checkpoint
-    def one(carry, xs):
-        h, ids, w = xs
-        scores = logits(h)
-        top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-        log_sum = jnp.log(jnp.sum(jnp.exp(scores - top), axis=-1)) + top[..., 0]
-        # A masked sum and not a gather: it stays local where the vocabulary is sharded.
-        is_target = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 2) == ids[..., None]
-        score = jnp.sum(jnp.where(is_target, scores, 0), axis=-1)
-        right = (score >= top[..., 0]).astype(scores.dtype)
-        return (carry[0] + jnp.sum(w * (log_sum - score)), carry[1] + jnp.sum(w * right)), None
+    def one_device(head, *rows):
+        @jax.checkpoint
+        def one(carry, xs):
+            h, ids, w = xs
+            scores = logits(head, h)
+            top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+            log_sum = jnp.log(jnp.sum(jnp.exp(scores - top), axis=-1)) + top[..., 0]
+            # A masked sum and not a gather: it stays local where the vocabulary is sharded.
+            is_target = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 2) == ids[..., None]
+            score = jnp.sum(jnp.where(is_target, scores, 0), axis=-1)
+            right = (score >= top[..., 0]).astype(scores.dtype)
+            return (carry[0] + jnp.sum(w * (log_sum - score)), carry[1] + jnp.sum(w * right)), None
 
-    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
-    zero = jnp.zeros((), dtype)
-    xs = (chunked(hidden), chunked(target_ids), chunked(weights.astype(dtype)))
-    (nll, right), _ = jax.lax.scan(one, (zero, zero), xs)
-    return nll, right
+        zero = jnp.zeros((), dtype)
+        sums, _ = jax.lax.scan(one, (zero, zero), tuple(map(chunked, rows)))
+        return jax.lax.psum(sums, axes) if axes else sums
+
+    rows = (hidden, target_ids, weights.astype(dtype))
+    if not axes:
+        return one_device(head, *rows)
+    spread = jax.P(axes)
+    run = jax.shard_map(
+        one_device,
+        in_specs=(jax.P(), spread, spread, spread),
+        out_specs=jax.P(),
+        axis_names=set(axes),
+        check_vma=False,
+    )
+    return run(head, *rows)
 
 
 def latent_loss(

@@ -84,13 +84,21 @@ def objective(
     else:
         hidden, z = forward(thinker, spec, params, batch, embeds, fed)
 
-    def logits(h):
-        return thinker.apply({"params": params}, h, method="logits")
+    name = "embed_tokens" if thinker.config.text.tie_embeddings else "lm_head"
+
+    def logits(head, h):
+        text = params["text"] | {name: head}
+        return thinker.apply({"params": {"text": text}}, h, method="logits")
 
     with jax.named_scope("losses"):
         at_targets = jnp.take_along_axis(hidden, batch.target_positions[..., None], axis=1)
         nll, right = losses.text_loss(
-            logits, at_targets, batch.target_ids, batch.target_weights, options.target_chunk
+            logits,
+            params["text"][name],
+            at_targets,
+            batch.target_ids,
+            batch.target_weights,
+            options.target_chunk,
         )
         distance = losses.latent_loss(z, anchor, mask, options.latent_reduction)
         sync = sync_loss(options, params["sync"], z, mask, features, batch, thinker.platform)

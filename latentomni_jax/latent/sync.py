@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
+from latentomni_jax.backbone.axes import batch_axes
 from latentomni_jax.backbone.types import Array
 from latentomni_jax.latent.anchors import gather, pool
 from latentomni_jax.latent.losses import unit
@@ -24,7 +25,6 @@ from pallas_kernels.info_nce.api import info_nce
 
 LOG_SCALE_INIT = math.log(1 / 0.07)
 _MAX_SCALE = 100.0
-_BATCH_AXES = ("data", "fsdp")
 
 
 def init_sync(options: Objective, width: int, key: Array) -> dict[str, Any]:
@@ -90,8 +90,7 @@ def sync_loss(
         loss = (jnp.sum(rows) + jnp.sum(columns)) / 2
         return jax.lax.psum(loss, axes) if axes else loss
 
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in _BATCH_AXES if axis in mesh.shape) if mesh.size > 1 else ()
+    axes = batch_axes()
     if not axes:
         return one_device(*pairs, valid, scale)
     spread = jax.P(axes)

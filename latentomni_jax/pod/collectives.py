@@ -174,27 +174,52 @@ def _trips(line: _Line, computations) -> int | None:
     """How often a loop runs: told by the compiler, or the number in its condition."""
     if found := re.search(r'known_trip_count[":{\s]+n[":\s]+(\d+)', line.rest):
         return int(found.group(1))
-    condition = re.search(r"condition=%([\w.\-]+)", line.rest)
-    lines = computations.get(condition.group(1), []) if condition else []
+    found = re.search(r"condition=%([\w.\-]+), body=%([\w.\-]+)", line.rest)
+    if not found:
+        return None
+    lines, body = (computations.get(name, []) for name in found.groups())
     # A scan's: a counter, from 0, is less than a constant. Anything more is a condition on data.
-    numbers = {
-        inner.name: int(found.group(1))
-        for inner in lines
-        if inner.op == "constant"
-        and inner.shape.startswith("s32[]")
-        and (found := re.match(r"(\d+)\)", inner.rest))
-    }
     simple = {inner.op for inner in lines} <= {
         "constant",
         "parameter",
         "get-tuple-element",
         "compare",
     }
+    numbers = _constants(lines)
     for inner in lines:
         if simple and inner.op == "compare" and "direction=LT" in inner.rest:
-            _, _, limit = inner.rest.partition("%")[2].partition("%")
-            return numbers.get(limit.partition(")")[0])
+            counter, limit = _operands(inner)
+            place = next((one.rest for one in lines if one.name == counter), "")
+            step = _step(body, re.search(r"index=(\d+)", place))
+            return -(-numbers[limit] // step) if step and limit in numbers else None
     return None
+
+
+def _step(body: list[_Line], place: re.Match | None) -> int | None:
+    """What a loop adds to its counter; a loop that was unrolled adds more than one."""
+    if not place or not body or body[-1].op != "tuple":
+        return None
+    counter = _operands(body[-1])[int(place.group(1))]
+    numbers = _constants(body)
+    for inner in body:
+        if inner.name == counter and inner.op == "add":
+            return sum(numbers.get(name, 0) for name in _operands(inner))
+    return None
+
+
+def _constants(lines: list[_Line]) -> dict[str, int]:
+    """Whole numbers of a computation, by name."""
+    return {
+        inner.name: int(found.group(1))
+        for inner in lines
+        if inner.op == "constant"
+        and inner.shape.startswith(("s32[]", "u32[]"))
+        and (found := re.match(r"(\d+)\)", inner.rest))
+    }
+
+
+def _operands(line: _Line) -> list[str]:
+    return re.findall(r"%([\w.\-]+)", line.rest.partition(")")[0])
 
 
 def _size(kind: str, line: _Line) -> int:

@@ -81,8 +81,6 @@ class Plans:
 
     def _training(self, tokens: int | None) -> tuple[Mesh, Callable[[], Traced]]:
         raw = self.run.raw
-        if raw.model.lora_rank or raw.model.dtype != "bfloat16":
-            raise InputError("aot compiles training in bfloat16 without LoRA so far")
         mesh = self.topology.mesh(**raw.mesh.to_dict())
         rows, replicas = raw.batch_size // raw.accumulate, mesh.shape["data"] * mesh.shape["fsdp"]
         if rows % replicas:
@@ -93,13 +91,11 @@ class Plans:
                 f"--set accumulate={near}"
             )
         training = Training(
-            options=self.run.objective(self.latent, self.media, tuple(raw.model.frozen)),
-            optimizer=self.run.optimizer,
+            run=self.run,
+            options=self.run.objective(self.latent, self.media),
             shape=self._shape(tokens),
             rows=rows,
             micro=raw.accumulate,
-            frozen=tuple(raw.model.frozen),
-            remat=raw.model.remat,
         )
         return mesh, functools.partial(trace_step, self.config, mesh, training)
 

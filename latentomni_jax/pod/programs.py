@@ -26,8 +26,9 @@ from latentomni_jax.latent.examples import empty_batch
 from latentomni_jax.latent.options import Objective
 from latentomni_jax.latent.sync import init_sync
 from latentomni_jax.layout import BatchShape, InputError, TrainBatch
+from latentomni_jax.train.config import Run
 from latentomni_jax.train.flops import step_flops
-from latentomni_jax.train.state import OptimizerConfig, new_state, split, state_shardings
+from latentomni_jax.train.state import new_state, split, state_shardings
 from latentomni_jax.train.step import BATCH_AXES, abstract_batch, jit_step
 
 _WIDTH = 2  # bytes of bf16
@@ -40,6 +41,7 @@ class Traced(NamedTuple):
     Attributes:
       lowered: to be compiled. flops: of a call, all chips together. traffic: bytes that a call
         moves between one chip and its memory, at least. what: its sizes, in words.
+      recomputed: flops that are computed twice, to keep less; not among `flops`.
       open_loops: see `collectives.read_collectives`.
     """
 
@@ -47,6 +49,7 @@ class Traced(NamedTuple):
     flops: float
     traffic: float
     what: str
+    recomputed: float = 0.0
     open_loops: int | None = None
 
 
@@ -54,13 +57,11 @@ class Traced(NamedTuple):
 class Training:
     """What a training step is compiled for. Attributes: rows: of a micro-batch, `micro` times."""
 
+    run: Run
     options: Objective
-    optimizer: OptimizerConfig
     shape: BatchShape
     rows: int
     micro: int = 1
-    frozen: tuple[str, ...] = ("vision/",)
-    remat: str = "full"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,28 +75,33 @@ class Serving:
 
 def trace_step(config: ThinkerConfig, mesh: Mesh, training: Training) -> Traced:
     """The whole training step, as `latentomni train` runs it."""
-    t = training
-    thinker = Thinker(config, dtype=jnp.bfloat16, platform="tpu", remat_policy=t.remat)
-    transformation = t.optimizer.transformation()
+    t, rank = training, training.run.raw.model.lora_rank
+    thinker = t.run.thinker(config, platform="tpu")
+    transformation = t.run.optimizer.transformation()
 
-    def make():
-        params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract_params(config))
+    def make(params):
         sync = init_sync(t.options, config.text.hidden_size, jax.random.key(0))
-        return new_state({**params, "sync": sync}, t.frozen, transformation, seed=0)
+        return new_state({**params, "sync": sync}, t.run.frozen, transformation, seed=0)
 
-    abstract = jax.eval_shape(make)
-    shardings = state_shardings(abstract, param_shardings(config, mesh), mesh)
+    params = abstract_params(config, thinker.dtype, lora_rank=rank)
+    abstract = jax.eval_shape(make, params)
+    shardings = state_shardings(abstract, param_shardings(config, mesh, lora_rank=rank), mesh)
     state = jax.tree.map(_shaped, abstract, shardings)
     batch = abstract_batch(config, t.options, mesh, micro=t.micro, rows=t.rows, shape=t.shape)
     with jax.set_mesh(mesh):
         lowered = jit_step(thinker, t.options, transformation, mesh, shardings).lower(state, batch)
     passes = t.options.extra_passes(t.shape.blocks)
-    row = step_flops(config, _full_row(config, t.options, t.shape), t.options.frozen, passes)
+    count = functools.partial(
+        step_flops, config, _full_row(config, t.options, t.shape), t.options.frozen
+    )
+    row, again = (count(passes + n, adapters=rank > 0) for n in (0, 1))
+    rows = t.rows * t.micro
     return Traced(
         lowered,
-        row * t.rows * t.micro,
-        _step_traffic(config, mesh, t, passes),
+        row * rows,
+        _step_traffic(config, mesh, t, params, passes),
         f"{t.micro} x {t.rows} rows of {t.shape.tokens}",
+        recomputed=(again - row) * rows if t.run.raw.model.remat == "full" else 0.0,
     )
 
 
@@ -249,25 +255,32 @@ def _row_share(mesh: Mesh, rows: int) -> float:
     return rows / (mesh.shape["data"] * mesh.shape["fsdp"])
 
 
-def _activation_bytes(config: ThinkerConfig, mesh: Mesh) -> float:
+def _activation_bytes(config: ThinkerConfig, mesh: Mesh, width: int = _WIDTH) -> float:
     """What a position's matrix products read and write in the decoder, on one chip."""
     text = config.text
     heads = (2 * text.num_heads + 2 * text.num_kv_heads) * text.head_dim
     inner = (heads + 4 * text.intermediate_size) / mesh.shape["tensor"]
-    return _WIDTH * text.num_layers * (4 * text.hidden_size + inner)
+    return width * text.num_layers * (4 * text.hidden_size + inner)
 
 
-def _step_traffic(config: ThinkerConfig, mesh: Mesh, t: Training, passes: int) -> float:
+def _step_traffic(
+    config: ThinkerConfig, mesh: Mesh, t: Training, params: Any, passes: int
+) -> float:
     """Gathered weights and the products' operands of every pass, and the optimiser's state.
 
-    A pass is a reading of the weights: forward, recomputed, and two for gradients; activations
-    likewise. The optimiser reads gradient, two moments and a master, and writes three of them.
+    A pass reads the weights: forward, recomputed under remat "full", once for the gradient of its
+    inputs and once for that of weights that train; activations likewise. The optimiser reads
+    gradient, two moments and a master, and writes three of them.
     """
-    trained, kept = split(abstract_params(config), t.frozen)
+    model = t.run.raw.model
+    width = jnp.dtype(model.dtype).itemsize
+    trained, kept = split(params, t.run.frozen)
+    behind = kept["text"] if model.lora_rank else {}  # gradients pass through it, to adapters
     sizes = [sum(math.prod(x.shape) for x in jax.tree.leaves(tree)) for tree in (trained, kept)]
-    reads = 4 + passes
-    weights = _WIDTH * (reads * sizes[0] + sizes[1]) / mesh.shape["tensor"]
+    behind = sum(math.prod(x.shape) for x in jax.tree.leaves(behind))
+    passes += 3 if model.remat == "full" else 2
+    weights = (passes + 1) * sizes[0] + passes * behind + (sizes[1] - behind)
     rows = _row_share(mesh, t.rows)
-    moved = reads * rows * t.shape.tokens * _activation_bytes(config, mesh)
+    moved = (passes + 1) * rows * t.shape.tokens * _activation_bytes(config, mesh, width)
     chips = mesh.shape["fsdp"] * mesh.shape["tensor"]
-    return t.micro * (weights + moved) + 7 * 4 * sizes[0] / chips
+    return t.micro * (width * weights / mesh.shape["tensor"] + moved) + 7 * 4 * sizes[0] / chips

@@ -14,14 +14,20 @@ import inspect
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import ml_collections
 
+from latentomni_jax.backbone.config import ThinkerConfig
+from latentomni_jax.backbone.thinker import Thinker
 from latentomni_jax.latent.options import Objective
 from latentomni_jax.layout import BatchShape, InputError, LatentSpec, MediaSpec
 from latentomni_jax.train.state import OptimizerConfig
+
+# With adapters only these train: adapters, the embedding and head that hold the new tokens, sync.
+_LORA_FROZEN = ("audio/", r"text/layers/(?!.*lora_)", "text/norm/")
 
 
 def base() -> ml_collections.ConfigDict:
@@ -79,10 +85,49 @@ class Run:
         """The model's spec with the run's choices."""
         return dataclasses.replace(base, **self.raw.latent.to_dict())
 
-    def objective(self, spec: LatentSpec, media: MediaSpec, frozen: Sequence[str]) -> Objective:
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Patterns of parameter paths that do not train; with adapters, all that they stand in
+        for."""
+        model = self.raw.model
+        return tuple(dict.fromkeys((*model.frozen, *(_LORA_FROZEN if model.lora_rank else ()))))
+
+    def objective(self, spec: LatentSpec, media: MediaSpec) -> Objective:
         """The objective; a tower counts as frozen where one of the patterns takes all of it."""
-        towers = tuple(t for t in ("vision", "audio") if {t, f"{t}/"} & set(frozen))
+        towers = tuple(t for t in ("vision", "audio") if {t, f"{t}/"} & set(self.frozen))
         return Objective(spec=spec, media=media, frozen=towers, **self.raw.objective.to_dict())
+
+    def thinker(self, config: ThinkerConfig, platform: str | None = None) -> Thinker:
+        """The module that is trained. Args: platform: see `Thinker`."""
+        model = self.raw.model
+        return Thinker(
+            config,
+            dtype=jnp.dtype(model.dtype),
+            platform=platform,
+            remat_policy=model.remat,
+            lora_rank=model.lora_rank,
+            lora_alpha=model.lora_alpha,
+        )
+
+    def smaller(self, replicas: int) -> Iterator[tuple[str, Run]]:
+        """The same run with less on a device at a time: in more micro-batches, then with remat
+        "full"; the cheapest first, each with the settings that make it.
+
+        Args:
+          replicas: data x fsdp, over which a micro-batch's rows have to divide.
+        """
+        raw = self.raw
+        for remat in dict.fromkeys((raw.model.remat, "full")):
+            same = remat == raw.model.remat
+            for parts in range(raw.accumulate + same, raw.batch_size // replicas + 1):
+                if raw.batch_size % (parts * replicas):
+                    continue
+                settings = [f"accumulate={parts}"] if parts != raw.accumulate else []
+                settings += [] if same else [f"model.remat={remat}"]
+                yield (
+                    " ".join(f"--set {one}" for one in settings),
+                    resolve(apply(raw.copy_and_resolve_references(), settings)),
+                )
 
 
 def resolve(config: ml_collections.ConfigDict) -> Run:

@@ -38,24 +38,27 @@ def step_flops(
     batch: TrainBatch,
     frozen: tuple[str, ...] = ("vision",),
     extra_passes: int = 0,
+    adapters: bool = False,
 ) -> float:
     """FLOPs of one step over a host batch (any leading axes).
 
     Args:
+      adapters: LoRA: the decoder's matrices get no gradient of their own. (What adapters
+        themselves compute, some tenths of a per cent, is left out.)
       extra_passes: through the decoder without its head, see `Objective.extra_passes`.
     """
     text = config.text
     lengths = np.asarray(batch.lengths, np.float64)
     heads = (2 * text.num_heads + 2 * text.num_kv_heads) * text.head_dim
     layer = text.hidden_size * (heads + 3 * text.intermediate_size)
-    decoder = 2 * text.num_layers * layer * lengths.sum()
+    products = 2 * text.num_layers * layer * lengths.sum()
     # Scores and values: 4 N H S a query, of which causality needs half.
-    decoder += 2 * text.num_layers * text.num_heads * text.head_dim * (lengths**2).sum()
-    extra = extra_passes * decoder
+    scores = 2 * text.num_layers * text.num_heads * text.head_dim * (lengths**2).sum()
     targets = float(np.sum(np.asarray(batch.target_weights) > 0))
-    decoder += 2 * text.hidden_size * text.vocab_size * targets
+    head = 2 * text.hidden_size * text.vocab_size * targets
 
-    total = 3 * decoder + extra
+    total = (2 if adapters else 3) * products + 3 * (scores + head)
+    total += extra_passes * (products + scores)
     for rows, times in ((batch.prompt, 3), (batch.segments, 1)):  # segments get no gradient
         total += (1 if "vision" in frozen else times) * _frame_flops(config.vision, rows)
         total += (1 if "audio" in frozen else times) * _sound_flops(config.audio, rows)

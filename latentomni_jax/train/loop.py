@@ -8,12 +8,11 @@ import json
 import logging
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 import ml_collections
 
 from data_pipeline.av_events.tiny import CACHE_OPTIONS, make_tiny_set
@@ -21,7 +20,6 @@ from data_pipeline.cache import TRAINING_SPEC, build_cache
 from data_pipeline.records import Records
 from latentomni_jax.backbone.layers import merge_lora
 from latentomni_jax.backbone.sharding import param_shardings, validate_mesh
-from latentomni_jax.backbone.thinker import Thinker
 from latentomni_jax.latent.options import Objective
 from latentomni_jax.layout import BatchShape, InputError, TrainBatch
 from latentomni_jax.media.text import load_tokenizer
@@ -38,8 +36,6 @@ from latentomni_jax.train.step import Programs, abstract_batch, jit_step
 from latentomni_jax.weights.checkpoint import save_model
 
 _LOG = logging.getLogger(__name__)
-# With adapters only these train: adapters, the embedding and head that hold the new tokens, sync.
-_LORA_FROZEN = ("audio/", r"text/layers/(?!.*lora_)", "text/norm/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +78,7 @@ class Trainer:
         )
         self.spec = self.run.latent(self.start.latent)
         self.media = self.records.media_spec
-        self.frozen = tuple(config.model.frozen)
-        if config.model.lora_rank:
-            self.frozen = tuple(dict.fromkeys((*self.frozen, *_LORA_FROZEN)))
-        self.options: Objective = self.run.objective(self.spec, self.media, self.frozen)
+        self.options: Objective = self.run.objective(self.spec, self.media)
         self.mesh = make_mesh(**config.mesh.to_dict())
         validate_mesh(self.start.config, self.mesh)
         rows = config.batch_size // config.accumulate
@@ -102,13 +95,7 @@ class Trainer:
             load_tokenizer(self.start.tokenizer_dir),
             self.mesh,
         )
-        self.thinker = Thinker(
-            self.start.config,
-            dtype=jnp.dtype(config.model.dtype),
-            remat_policy=config.model.remat,
-            lora_rank=config.model.lora_rank,
-            lora_alpha=config.model.lora_alpha,
-        )
+        self.thinker = self.run.thinker(self.start.config)
         self.optimizer = self.run.optimizer.transformation()
         self.checkpoints = Checkpoints(
             workdir / "checkpoints", self._identity(), **config.checkpoint.to_dict()
@@ -123,9 +110,10 @@ class Trainer:
         steps, stop = self.run.optimizer.steps, StopSignal()
         with jax.set_mesh(self.mesh), stop:
             state, shardings, begin = self._state()
-            step_fn = jit_step(self.thinker, self.options, self.optimizer, self.mesh, shardings)
-            shapes = self.feed.plan.shapes_of(begin, steps)
-            programs = Programs(step_fn, state, dict(map(self._abstract, shapes)))
+            step_fn = self._step(self.run, shardings)
+            shapes = {str(shape): shape for shape in self.feed.plan.shapes_of(begin, steps)}
+            batches = {name: self._abstract(self.run, shape) for name, shape in shapes.items()}
+            programs = Programs(step_fn, state, batches)
             late = writing.Late(self._writers(begin))
             kind = jax.devices()[0].device_kind
             per_second = peak(kind) and peak(kind) * self.mesh.size
@@ -133,7 +121,10 @@ class Trainer:
             try:
                 memory = jax.local_devices()[0].memory_stats()  # None on CPU
                 if memory and "bytes_limit" in memory:
-                    programs.check(memory["bytes_limit"])
+                    programs.check(
+                        memory["bytes_limit"],
+                        lambda names: self._smaller(state, shardings, [shapes[n] for n in names]),
+                    )
                 for host, batch in self.feed.batches(begin, steps):
                     state, values = programs(state, batch)
                     rates = functools.partial(self._rates, host, per_second)
@@ -199,7 +190,7 @@ class Trainer:
         of_params = param_shardings(self.start.config, self.mesh, lora_rank=model.lora_rank)
 
         def begin(params):
-            return new_state(params, self.frozen, self.optimizer, self.config.seed)
+            return new_state(params, self.run.frozen, self.optimizer, self.config.seed)
 
         options = {"dtype": self.thinker.dtype, "lora_rank": model.lora_rank}
         abstract = jax.eval_shape(begin, abstract_start(self.start, self.options, **options))
@@ -217,14 +208,24 @@ class Trainer:
         chex.assert_trees_all_equal_shapes_and_dtypes(state, abstract)
         return state, shardings, 0
 
-    def _abstract(self, shape: BatchShape) -> tuple[str, TrainBatch]:
-        """A name for people, and the batch."""
-        micro = self.config.accumulate
-        rows = self.config.batch_size // micro
-        batch = abstract_batch(
-            self.start.config, self.options, self.mesh, micro=micro, rows=rows, shape=shape
-        )
-        return f"{micro} x {rows} rows of {shape}", batch
+    def _step(self, run: Run, shardings: TrainState) -> Any:
+        thinker = run.thinker(self.start.config)
+        return jit_step(thinker, self.options, self.optimizer, self.mesh, shardings)
+
+    def _abstract(self, run: Run, shape: BatchShape) -> TrainBatch:
+        micro = run.raw.accumulate
+        return abstract_batch(
+            self.start.config, self.options, self.mesh,
+            micro=micro, rows=run.raw.batch_size // micro, shape=shape,
+        )  # fmt: skip
+
+    def _smaller(
+        self, state: TrainState, shardings: TrainState, shapes: list[BatchShape]
+    ) -> Iterator[tuple[str, list[Any]]]:
+        """See `Programs.check`."""
+        for settings, run in self.run.smaller(self.mesh.shape["data"] * self.mesh.shape["fsdp"]):
+            step = self._step(run, shardings)
+            yield settings, [step.lower(state, self._abstract(run, shape)) for shape in shapes]
 
     def _writers(self, begin: int) -> list[writing.MetricWriter]:
         if jax.process_index():
@@ -242,7 +243,8 @@ class Trainer:
     ) -> dict[str, float]:
         """Speed of a step; `host` is this process's part of the batch."""
         passes = self.options.extra_passes(host.triggers.shape[-1])
-        flops = step_flops(self.start.config, host, self.options.frozen, passes)
+        adapters = self.config.model.lora_rank > 0
+        flops = step_flops(self.start.config, host, self.options.frozen, passes, adapters)
         flops *= jax.process_count()
         rates = {
             "flops": flops,

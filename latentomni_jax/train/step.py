@@ -7,8 +7,9 @@ the result does not depend on how a batch is cut.
 from __future__ import annotations
 
 import concurrent.futures
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from latentomni_jax.backbone.axes import BATCH_AXES
 from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.backbone.thinker import Thinker
 from latentomni_jax.backbone.types import Array
@@ -26,7 +28,6 @@ from latentomni_jax.layout import BatchShape, InputError, RowMedia, TrainBatch
 from latentomni_jax.train.state import TrainState, merge
 
 Metrics = dict[str, Array]
-BATCH_AXES = ("data", "fsdp")
 
 
 def make_step(
@@ -124,29 +125,39 @@ class Programs:
             for batch in batches.values()
         }
 
-    def check(self, limit: int) -> None:
+    def check(
+        self, limit: int, smaller: Callable[[list[str]], Iterable[tuple[str, list[Any]]]]
+    ) -> None:
         """Waits for all programs.
 
         Args:
           limit: bytes that a device has.
+          smaller: of the names of batches that are too large: settings with which less is on a
+            device, and the steps of those batches, lowered. Asked only where something is.
 
         Raises:
-          InputError: one needs more; it names the batch, what it needs and what to do.
+          InputError: one needs more; it names the batch, what it needs and the first of `smaller`
+            that fits.
         """
-        for shapes, future in self._compiled.items():
-            try:
-                needed = future.result().memory_analysis().peak_memory_in_bytes
-                if needed <= limit:
-                    continue
-                told = f"needs {needed / 2**30:.2f} GiB of a device that has {limit / 2**30:.2f}"
-            except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                told = f"does not fit a device: {str(error).splitlines()[0]}"
-            raise InputError(
-                f"a step of {self._names[shapes]} {told}; take fewer rows at a time (accumulate), "
-                "more devices, a tensor axis (mesh.tensor), or remat 'full'"
-            )
+        needs = {shapes: _need(future.result) for shapes, future in self._compiled.items()}
+        large = {shapes: need for shapes, need in needs.items() if need > limit}
+        if not large:
+            return
+        largest = max(large, key=large.__getitem__)
+        need = large[largest]
+        told = (
+            f"needs {need / 2**30:.2f} GiB of a device that has {limit / 2**30:.2f}"
+            if math.isfinite(need)
+            else f"does not fit a device of {limit / 2**30:.2f} GiB"
+        )
+        fitting = (
+            settings
+            for settings, steps in smaller([self._names[shapes] for shapes in large])
+            if all(_need(step.compile) <= limit for step in steps)
+        )
+        hint = next(fitting, None)
+        hint = f"what fits: {hint}" if hint else "take more devices, or a tensor axis (mesh.tensor)"
+        raise InputError(f"a step of {self._names[largest]} {told}; {hint}")
 
     def __call__(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
         """Waits for the batch's program where it is not ready."""
@@ -155,6 +166,16 @@ class Programs:
     def close(self) -> None:
         """Begins no further program."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _need(compile: Callable[[], Any]) -> float:
+    """Bytes on a device of what is compiled; infinite where the compiler refuses for memory."""
+    try:
+        return compile().memory_analysis().peak_memory_in_bytes
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return math.inf
 
 
 def _shapes(batch: TrainBatch) -> tuple[tuple[int, ...], ...]:

@@ -133,7 +133,10 @@ HloModule jit_step
 "q": 1
 }}, metadata={op_name="jit(step)/kernel"}
   %all-reduce.1 = f32[8,4]{1,0} all-reduce(%kernel), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%add, metadata={op_name="jit(step)/sum"}
-  ROOT %tuple = (s32[], f32[8,4]) tuple(%state, %all-reduce.1)
+  %before = s32[] get-tuple-element(%state), index=0
+  %one = s32[]{:T(128)} constant(1)
+  %next = s32[] add(%before, %one)
+  ROOT %tuple = (s32[], f32[8,4]) tuple(%next, %all-reduce.1)
 }
 
 %condition (state: (s32[], f32[8,4])) -> pred[] {

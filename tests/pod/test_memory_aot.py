@@ -8,12 +8,12 @@ import jax
 import pytest
 
 from latentomni_jax.backbone.config import ThinkerConfig
+from latentomni_jax.backbone.thinker import abstract_params
 from latentomni_jax.layout import BatchShape, LatentSpec, MediaSpec
-from latentomni_jax.pod.certify import Memory
+from latentomni_jax.pod.certify import Memory, certify
 from latentomni_jax.pod.chips import GIB, Topology
 from latentomni_jax.pod.programs import Training, trace_step
 from latentomni_jax.train.config import load, resolve
-from tests.topologies import FOUR_CHIPS
 from tests.train.conftest import ROOT as REPOSITORY
 
 pytestmark = pytest.mark.tpu_compile
@@ -31,17 +31,17 @@ STEPS = [
 ]
 
 
-def traced(topology, shape, rows, *, tensor=1, config=None, flow="open"):
+def traced(topology, shape, rows, *, data=1, tensor=1, config=None, flow="open"):
     pytest.importorskip("libtpu", reason="compiling for a TPU needs libtpu (pip install libtpu)")
     run = resolve(load(CONFIG))
     spec = dataclasses.replace(run.latent(LatentSpec()), flow=flow)
     training = Training(
-        options=run.objective(spec, MediaSpec(video_max_pixels=105_369), run.raw.model.frozen),
-        optimizer=run.optimizer,
+        run=run,
+        options=run.objective(spec, MediaSpec(video_max_pixels=105_369)),
         shape=shape,
         rows=rows,
     )
-    mesh = Topology.parse(topology).mesh(tensor=tensor)
+    mesh = Topology.parse(topology).mesh(data=data, tensor=tensor)
     return trace_step(config or ThinkerConfig.qwen2_5_omni_7b(), mesh, training)
 
 
@@ -55,8 +55,7 @@ def test_the_7b_step_fits(topology, tokens, tensor, rows):
     assert memory.peak <= 0.9 * Topology.parse(topology).chip.memory
 
 
-@pytest.mark.parametrize("topology", FOUR_CHIPS)
-def test_a_shallow_step_compiles_and_holds_no_array_of_all_logits(topology):
+def shallow_step(topology, *, flow="open", **axes):
     """7B widths, two layers of each tower, so that it takes seconds and not minutes."""
     full = ThinkerConfig.qwen2_5_omni_7b()
     config = dataclasses.replace(
@@ -69,21 +68,63 @@ def test_a_shallow_step_compiles_and_holds_no_array_of_all_logits(topology):
         tokens=2048, targets=1024, blocks=2, frames=8, segment_frames=8,
         patches=640, chunks=4, segment_chunks=4, visual_anchors=640, audio_anchors=128,
     )  # fmt: skip
-    tensor, rows = (2, 4) if topology == "v5e:2x2" else (1, 4)
-    flow = "bottleneck" if topology == "v6e:2x2" else "open"
-    step = traced(topology, shape, rows, tensor=tensor, config=config, flow=flow).lowered
-    # The program as given to the compiler: global shapes, a dimension each. (The compiled text
-    # cannot be had: jaxlib fails to read back TPU programs with asynchronous updates.)
-    vocabulary, width, chunk = full.text.vocab_size, full.text.hidden_size, 256
-    largest = 0
-    for dims in re.findall(r"tensor<([\dx]+)x\w+>", step.as_text()):
+    return config, traced(topology, shape, 4, config=config, flow=flow, **axes)
+
+
+def bytes_of(config, tower, width=2):
+    return width * sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(config)[tower]))
+
+
+MEGABYTE = 10**6
+
+
+@pytest.mark.parametrize(
+    ("topology", "axes"),
+    [
+        ("v5e:2x2", {"data": 2}),
+        pytest.param("v5e:2x2", {"tensor": 2}, marks=pytest.mark.slow),
+        pytest.param("v6e:2x2", {"flow": "bottleneck"}, marks=pytest.mark.slow),
+        pytest.param("v5p:2x2x1", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_shallow_step_sends_what_the_policy_says(topology, axes):
+    """And holds no array of all logits.
+
+    The policy (docs/pods.md): gradients alone cross `data`; over `fsdp` a pass gathers weights once
+    and gradients are added up once; activations stay where their rows are.
+    """
+    config, step = shallow_step(topology, **axes)
+    where = Topology.parse(topology)
+    mesh = where.mesh(**{name: n for name, n in axes.items() if name != "flow"})
+    # The program as given to the compiler, in which the head sees the rows of one chip.
+    vocabulary, width, chunk = config.text.vocab_size, config.text.hidden_size, 256
+    rows, largest = 4 // (mesh.shape["data"] * mesh.shape["fsdp"]), 0
+    for dims in re.findall(r"tensor<([\dx]+)x\w+>", step.lowered.as_text()):
         sizes = [int(d) for d in dims.split("x")]
         if vocabulary in sizes and width not in sizes:
             largest = max(largest, math.prod(sizes) // vocabulary)
     assert largest == rows * chunk
-    # What a default compile adds takes four times as long; the 7B steps above have it.
-    jax.config.update("jax_optimization_level", "O0")
-    try:
-        assert step.compile().memory_analysis().peak_memory_in_bytes > 0
-    finally:
-        jax.config.update("jax_optimization_level", "UNKNOWN")
+
+    found = certify("train", step, mesh, where, quick=True)
+    assert found.memory.peak > 0
+    over_data = [c for c in found.collectives if "data" in c.axes and c.size > MEGABYTE]
+    assert {c.kind for c in over_data} <= {"all-reduce", "reduce-scatter"}, over_data
+    assert all("transpose" in c.where or not c.where for c in over_data), over_data
+
+    fsdp = mesh.shape["fsdp"]
+    share, tensor = (fsdp - 1) / fsdp, mesh.shape["tensor"]
+    text, audio, vision = (bytes_of(config, tower) for tower in ("text", "audio", "vision"))
+    table = 2 * vocabulary * width  # its rows are looked up where they lie
+    # Forward and backward; segments go through the audio encoder once more, both kinds of frames
+    # through the frozen vision encoder in one call.
+    weights = 2 * (text - table) / tensor + 3 * audio + vision
+
+    def received(*kinds, axes=("fsdp",)):
+        return sum(c.count * c.received for c in found.collectives
+                   if c.kind in kinds and c.axes == axes)  # fmt: skip
+
+    gathered = received("all-gather", "collective-permute")
+    assert gathered <= 1.05 * share * weights, (gathered, share * weights)
+    reduced = received("reduce-scatter") + received("all-reduce") / 2
+    trained = text / tensor + audio
+    assert reduced <= 1.05 * share * trained, (reduced, share * trained)

@@ -24,6 +24,8 @@ def test_text_alone_is_counted_by_hand():
     head = 2 * d * text.vocab_size * targets
     assert step_flops(config, batch) == pytest.approx(3 * (decoder + head))
     assert step_flops(config, batch, extra_passes=2) == pytest.approx(5 * decoder + 3 * head)
+    with_adapters = 3 * (decoder + head) - text.num_layers * 2 * matrices * length
+    assert step_flops(config, batch, adapters=True) == pytest.approx(with_adapters)
 
 
 def test_media_add_their_encoders_and_frozen_ones_a_third():

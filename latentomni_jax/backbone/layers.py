@@ -117,7 +117,7 @@ class Int8Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-        def param(name, init, axes, shape, dtype):
+        def param(name, init, axes, shape, dtype) -> Any:
             return self.param(name, nn.with_logical_partitioning(init, axes), shape, dtype)
 
         outputs = self.axes[1]

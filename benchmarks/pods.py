@@ -80,7 +80,7 @@ def section(command: str, found: list[dict]) -> list[str]:
         what = f"{one['program']}: {one['what']}" + f"; {axes}" * bool(axes)
         times = [f"{1e3 * one[f'{name}_s']:.1f}" for name in TIMES]
         seconds = f"{one['compile_s']:.0f} s" + ", quickly" * one["quick"]
-        cells = [what, f"{one['peak'] / 2**30:.2f} of {one['hbm'] / 2**30:.0f}", *times,
+        cells = [what, f"{one['total'] / 2**30:.2f} of {one['hbm'] / 2**30:.0f}", *times,
                  one["bound"], one["verdict"], seconds]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return lines

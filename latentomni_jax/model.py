@@ -23,6 +23,7 @@ from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.backbone.positions import Clock
 from latentomni_jax.backbone.text import unstack
 from latentomni_jax.backbone.thinker import Thinker
+from latentomni_jax.backbone.types import Weights
 from latentomni_jax.latent import decode as decoding
 from latentomni_jax.latent.decode import DecodeSpec, DecodeState
 from latentomni_jax.latent.masks import media_mask
@@ -42,6 +43,7 @@ from latentomni_jax.media.processor import build_prompt, clip_part
 from latentomni_jax.media.text import Tokenizer, load_tokenizer
 from latentomni_jax.media.video import read_clip
 from latentomni_jax.weights.checkpoint import load_model
+from latentomni_jax.weights.quantize import weights_of
 
 _LOG = logging.getLogger(__name__)
 _STREAM_STEP = 16  # generated positions between two looks at the streamed text
@@ -90,7 +92,8 @@ class LatentOmni:
     """A loaded model that answers questions about media.
 
     Args:
-      params: stacked parameters, see `backbone.thinker`; the caller's reference may be dropped.
+      params: stacked parameters, ordinary or int8, see `backbone.thinker`; the caller's reference
+        may be dropped.
       config, latent, media: the three specs of a checkpoint.
       tokenizer: from `media.text.load_tokenizer`; None serves token-id batches only.
       dtype: of the computation and of the caches; default is the parameters'.
@@ -118,7 +121,9 @@ class LatentOmni:
         if scan_layers is None:
             scan_layers = jax.default_backend() == "tpu"
         self.dtype = jnp.dtype(dtype or params["text"]["embed_tokens"].dtype)
-        self.thinker = Thinker(config, dtype=self.dtype, scan_layers=scan_layers)
+        self.thinker = Thinker(
+            config, dtype=self.dtype, scan_layers=scan_layers, weights=weights_of(params)
+        )
         self.params = dict(params)
         if not scan_layers:
             self.params["text"] = unstack(self.params["text"])
@@ -137,15 +142,17 @@ class LatentOmni:
         directory: str | os.PathLike,
         *,
         dtype: Any = None,
+        weights: Weights = None,
         **kwargs,
     ) -> LatentOmni:
         """Loads a ported or a Hugging Face directory.
 
         Args:
           dtype: of weights and computation; None keeps the checkpoint's (bf16 stays bf16).
+          weights: "int8" holds the decoder's matrices so, see `load_model`.
           kwargs: see the class.
         """
-        loaded = load_model(directory, dtype=dtype)
+        loaded = load_model(directory, dtype=dtype, weights=weights)
         tokenizer = load_tokenizer(directory)
         return cls(loaded.params, loaded.config, loaded.latent, loaded.media, tokenizer, **kwargs)
 

@@ -18,7 +18,7 @@ os.chdir(ROOT)  # a notebook starts in its own folder
 MODEL = os.environ.get("LATENTOMNI_CHECKPOINT", "models/qwen-3b")  # ported, or from Hugging Face
 CONFIG = os.environ.get("LATENTOMNI_CONFIG", "configs/qwen2_5_omni_3b.py")
 STEPS = int(os.environ.get("LATENTOMNI_STEPS", 200))
-OUT = Path(os.environ.get("LATENTOMNI_OUT", "runs")).absolute() / "finetune-lora"
+OUT = Path(os.environ.get("LATENTOMNI_OUT", "runs/finetune-lora")).absolute()
 
 # %% [markdown]
 # ## Your data
@@ -28,7 +28,7 @@ OUT = Path(os.environ.get("LATENTOMNI_OUT", "runs")).absolute() / "finetune-lora
 # in `DATA`. A line or a clip that cannot be used is told with its reason and left out.
 
 # %%
-from data_pipeline.av_events.tiny import make_tiny_set  # noqa: E402
+from data_pipeline.av_events.tiny import make_tiny_set
 
 DATA = None  # "my/trajectories.jsonl"
 data = Path(DATA) if DATA else OUT / "clips" / "trajectories.jsonl"
@@ -40,10 +40,10 @@ print(data.read_text().splitlines()[0])
 # Clips are decoded once, into a cache of what the encoders take.
 
 # %%
-import dataclasses  # noqa: E402
+import dataclasses
 
-from data_pipeline.av_events.tiny import CACHE_OPTIONS  # noqa: E402
-from data_pipeline.cache import TRAINING_SPEC, build_cache  # noqa: E402
+from data_pipeline.av_events.tiny import CACHE_OPTIONS
+from data_pipeline.cache import TRAINING_SPEC, build_cache
 
 cache = OUT / "cache"
 if not (cache / "meta.json").is_file():
@@ -63,8 +63,8 @@ if not (cache / "meta.json").is_file():
 # Interrupted, this cell goes on from the last checkpoint.
 
 # %%
-from latentomni_jax.train.config import load  # noqa: E402
-from latentomni_jax.train.loop import Trainer  # noqa: E402
+from latentomni_jax.train.config import load
+from latentomni_jax.train.loop import Trainer
 
 settings = [
     f"model.directory={MODEL}",
@@ -88,9 +88,9 @@ print(result.model, {name: round(value, 4) for name, value in result.last.items(
 # ## Ask it
 
 # %%
-import json  # noqa: E402
+import json
 
-from latentomni_jax.model import LatentOmni  # noqa: E402
+from latentomni_jax.model import LatentOmni
 
 row = json.loads(data.read_text().splitlines()[0])
 model = LatentOmni.from_pretrained(result.model)

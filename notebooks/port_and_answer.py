@@ -23,7 +23,7 @@ os.chdir(ROOT)  # a notebook starts in its own folder
 SIZE, TOPOLOGY = "3b", "v5e:1x1"  # or "7b", "v6e:1x1"
 PROMPT = 4096  # positions: about a minute of video with its sound
 CHECKPOINT = os.environ.get("LATENTOMNI_CHECKPOINT")  # a downloaded directory, if there is one
-OUT = Path(os.environ.get("LATENTOMNI_OUT", "runs")) / "port-and-answer"
+OUT = Path(os.environ.get("LATENTOMNI_OUT", "runs/port-and-answer"))
 
 # %% [markdown]
 # ## Does it fit?
@@ -37,8 +37,8 @@ asked = ["--topology", TOPOLOGY, "--prompt", str(PROMPT), "--json"]
 asked += ["--set", f"model.directory={CHECKPOINT}"] if CHECKPOINT else []
 for program in ("prefill", "decode"):
     done = subprocess.run(
-        [sys.executable, "-m", "latentomni_jax", "aot", "--config", config, "--program", program]
-        + asked,
+        [sys.executable, "-m", "latentomni_jax", "aot", "--config", config, *asked,
+         "--program", program],
         env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode in (0, 1), done.stderr[-1000:]
@@ -57,7 +57,7 @@ if CHECKPOINT is None:
 
     CHECKPOINT = snapshot_download(f"Qwen/Qwen2.5-Omni-{SIZE.upper()}")
 
-from latentomni_jax.weights.checkpoint import port  # noqa: E402
+from latentomni_jax.weights.checkpoint import port
 
 target = OUT / f"qwen-{SIZE}"
 if not target.is_dir():
@@ -69,10 +69,10 @@ if not target.is_dir():
 # A clip of your own, or one that is drawn here: shapes that move, each with a tone.
 
 # %%
-import jax  # noqa: E402
+import jax
 
-from data_pipeline.av_events.tiny import make_tiny_set  # noqa: E402
-from latentomni_jax.model import LatentOmni  # noqa: E402
+from data_pipeline.av_events.tiny import make_tiny_set
+from latentomni_jax.model import LatentOmni
 
 CLIP = None  # "my-clip.mp4"
 QUESTION = "What is seen, and what is heard, from the beginning to the end?"

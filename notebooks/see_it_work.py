@@ -24,14 +24,11 @@ from latentomni_jax.model import LatentOmni
 
 ROOT = next(p for p in (Path.cwd(), *Path.cwd().parents) if (p / "launch").is_dir())
 os.chdir(ROOT)  # a notebook starts in its own folder
-from launch import demo  # noqa: E402
+from launch import demo
 
 FULL = False
-SMALLEST = demo.Scale(14, 6, dict.fromkeys(demo.TITLES, 2))  # for tests of this notebook
-scale = {"full": demo.FULL, "quick": demo.QUICK, "smallest": SMALLEST}[
-    os.environ.get("LATENTOMNI_SCALE", "full" if FULL else "quick")
-]
-out = Path(os.environ.get("LATENTOMNI_OUT", "runs")) / "see-it-work"
+scale = demo.FULL if FULL else demo.QUICK
+out = Path(os.environ.get("LATENTOMNI_OUT", "runs/see-it-work"))
 print(f"{jax.device_count()} x {jax.devices()[0].device_kind}; {scale.clips} clips")
 
 # %% [markdown]

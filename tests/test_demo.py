@@ -7,12 +7,14 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from latentomni_jax.__main__ import main
 from launch import demo
+from tests.notebooks import execute
 
 ROOT = Path(__file__).parents[1]
 STAGES = {stage: demo.TITLES[stage] for stage in ("senses", "latentomni")}  # first and last
@@ -66,6 +68,19 @@ def test_its_last_words_are_a_command_that_works(ran, capfd):
     command = told[told.index("latentomni answer") :].replace("\\\n", " ")
     assert main([*shlex.split(command)[1:], "--max-new-tokens", "8"]) == 0
     assert capfd.readouterr().out
+
+
+def test_the_notebook_shows_the_same(ran, monkeypatch):
+    """On what the demo has made: it goes on where the demo was, which is at the end."""
+    out, _ = ran
+    small = f"""
+        import sys
+        sys.path.insert(0, {str(ROOT)!r})
+        from launch import demo
+        demo.QUICK = demo.{SMALL}
+        demo.TITLES = {STAGES}"""
+    told = execute("see_it_work", monkeypatch, {"OUT": out}, textwrap.dedent(small))
+    assert "finished before" in told and "whole clip" in told and "expected" in told
 
 
 def test_the_agenda_learns_the_pace(capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""The pieces the towers share: linear layers, adapters, norms, rotary rotation, remat policies."""
+"""The pieces the towers share: linear layers (with adapters, in int8), norms, rotation, remat."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from latentomni_jax.backbone.plain import SAVED
-from latentomni_jax.backbone.types import Array
+from latentomni_jax.backbone.types import Array, Weights
+from latentomni_jax.layout import InputError
 
 _products = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -56,11 +57,21 @@ def dense(
     param_dtype: Any,
     lora_rank: int = 0,
     lora_alpha: float = 16.0,
-) -> nn.Dense:
+    weights: Weights = None,
+) -> nn.Module:
     """A linear layer whose kernel [in, out] carries logical axis names for sharding.
 
-    With `lora_rank` > 0 it is a `LoraDense`.
+    With `lora_rank` > 0 it is a `LoraDense`, with `weights="int8"` an `Int8Dense`.
+
+    Raises:
+      InputError: adapters on int8 kernels, or int8 kernels under a computation in float16.
     """
+    if weights == "int8":
+        if lora_rank:
+            raise InputError("int8 weights take no adapters: merge_lora first, then quantise")
+        if jnp.dtype(dtype) == jnp.float16:
+            raise InputError("int8 weights leave float16's range: compute in bfloat16 or float32")
+        return Int8Dense(features, axes, bias, dtype, param_dtype, name=name)
     lora = {"axes": axes, "rank": lora_rank, "alpha": lora_alpha} if lora_rank else {}
     return (LoraDense if lora else nn.Dense)(
         features,
@@ -87,6 +98,39 @@ def _rows_times_kernel(x, kernel, dimension_numbers, precision=None):
     rows = x.reshape(-1, x.shape[-1])
     out = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), precision=precision)
     return out.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+class Int8Dense(nn.Module):
+    """A linear layer whose weights alone are int8: y = (x Q) s + b.
+
+    Parameters `kernel_int8` Q i8[in, out] and `scale` s f32[out] (of each output: W is about Q s)
+    stand in place of `kernel`, whose name would let a layer that knows of no scale take Q for W;
+    `weights.quantize` makes them. The product is formed in `dtype`, as of any other kernel;
+    integers up to 127 are exact in bf16.
+    """
+
+    features: int
+    axes: tuple[str, str]
+    use_bias: bool
+    dtype: Any
+    param_dtype: Any  # of the bias
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+        def param(name, init, axes, shape, dtype) -> Any:
+            return self.param(name, nn.with_logical_partitioning(init, axes), shape, dtype)
+
+        outputs = self.axes[1]
+        zeros, ones = nn.initializers.zeros, nn.initializers.ones
+        kernel = param("kernel_int8", zeros, self.axes, (x.shape[-1], self.features), jnp.int8)
+        scale = param("scale", ones, (outputs,), (self.features,), jnp.float32)
+        rows = (((x.ndim - 1,), (0,)), ((), ()))
+        y = _rows_times_kernel(x.astype(self.dtype), kernel.astype(self.dtype), rows)
+        y = (y.astype(jnp.float32) * scale).astype(self.dtype)
+        if self.use_bias:
+            bias = param("bias", zeros, (outputs,), (self.features,), self.param_dtype)
+            y = y + bias.astype(self.dtype)
+        return y
 
 
 class LoraDense(nn.Dense):
@@ -195,6 +239,7 @@ class SwiGLU(nn.Module):
     param_dtype: Any = jnp.float32
     lora_rank: int = 0
     lora_alpha: float = 16.0
+    weights: Weights = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
@@ -204,6 +249,7 @@ class SwiGLU(nn.Module):
             "param_dtype": self.param_dtype,
             "lora_rank": self.lora_rank,
             "lora_alpha": self.lora_alpha,
+            "weights": self.weights,
         }
         with jax.named_scope("mlp"):
             gate = dense(self.intermediate_size, ("embed", "mlp"), "gate_proj", **types)(x)

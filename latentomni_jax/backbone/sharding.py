@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from latentomni_jax.backbone.axes import CACHE_SPEC, ENCODER_RULES, RULES
 from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.backbone.thinker import Thinker
+from latentomni_jax.backbone.types import Weights
 from latentomni_jax.layout import InputError
 
 
@@ -35,17 +36,19 @@ def validate_mesh(config: ThinkerConfig, mesh: Mesh) -> None:
             raise InputError(f"{name} {size} does not divide over {axis}={parts}; legal: {legal}")
 
 
-def param_shardings(config: ThinkerConfig, mesh: Mesh, *, lora_rank: int = 0) -> dict[str, Any]:
+def param_shardings(
+    config: ThinkerConfig, mesh: Mesh, *, lora_rank: int = 0, weights: Weights = None
+) -> dict[str, Any]:
     """A `NamedSharding` for every parameter (stacked layout) on a (data, fsdp, tensor) mesh.
 
     Args:
-      lora_rank: of the thinker whose parameters they are.
+      lora_rank, weights: of the thinker whose parameters they are.
 
     Raises:
       InputError: see `validate_mesh`.
     """
     validate_mesh(config, mesh)
-    thinker = Thinker(config, lora_rank=lora_rank)
+    thinker = Thinker(config, lora_rank=lora_rank, weights=weights)
     boxed = jax.eval_shape(thinker.init, jax.random.key(0))["params"]
     logical = nn.get_partition_spec(boxed)
     return {

@@ -21,7 +21,7 @@ from latentomni_jax.backbone import attention
 from latentomni_jax.backbone.axes import constrain
 from latentomni_jax.backbone.config import TextConfig
 from latentomni_jax.backbone.layers import RMSNorm, SwiGLU, dense, remat, rotate
-from latentomni_jax.backbone.types import Array
+from latentomni_jax.backbone.types import Array, Weights
 
 Cache = dict[str, Array] | tuple[dict[str, Array], ...]
 
@@ -96,13 +96,18 @@ class DecoderLayer(nn.Module):
     platform: str | None
     lora_rank: int = 0
     lora_alpha: float = 16.0
+    weights: Weights = None
 
     @nn.compact
     def __call__(self, x_btd, cache, rope, write_index, visible_bts, hidden=None):
         config = self.config
         batch, length, _ = x_btd.shape
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        linear = types | {"lora_rank": self.lora_rank, "lora_alpha": self.lora_alpha}
+        linear = types | {
+            "lora_rank": self.lora_rank,
+            "lora_alpha": self.lora_alpha,
+            "weights": self.weights,
+        }
 
         def heads(name, count, y):
             y = dense(count * config.head_dim, ("embed", "heads"), name, bias=True, **linear)(y)
@@ -155,7 +160,9 @@ class Decoder(nn.Module):
       * no cache: causal over `x`;
       * cache, no `visible`: causal over `x` (a prompt), keys and values written at `write_index`;
       * cache and `visible`: every query sees the cache slots marked True (decode steps).
-    With `lora_rank` > 0 every linear map of the layers has an adapter, see `layers.LoraDense`.
+    With `lora_rank` > 0 every linear map of the layers has an adapter, see `layers.LoraDense`; with
+    `weights="int8"` their kernels and the head's are int8, see `layers.Int8Dense`. The embedding
+    table keeps its width, and a tied head with it.
     """
 
     config: TextConfig
@@ -167,6 +174,7 @@ class Decoder(nn.Module):
     scan_layers: bool = True
     lora_rank: int = 0
     lora_alpha: float = 16.0
+    weights: Weights = None
 
     def setup(self):
         config = self.config
@@ -178,7 +186,7 @@ class Decoder(nn.Module):
         )
         layer = remat(DecoderLayer, self.remat_policy)
         args = (config, self.dtype, self.param_dtype, self.implementation, self.platform)
-        args += (self.lora_rank, self.lora_alpha)
+        args += (self.lora_rank, self.lora_alpha, self.weights)
         if self.scan_layers:
             self.layers = nn.scan(
                 layer,
@@ -199,6 +207,7 @@ class Decoder(nn.Module):
                 bias=False,
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
+                weights=self.weights,
             )
 
     def embed(self, token_ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:

@@ -17,7 +17,7 @@ from latentomni_jax.backbone import attention
 from latentomni_jax.backbone.audio import AudioEncoder
 from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.backbone.text import Decoder
-from latentomni_jax.backbone.types import Array
+from latentomni_jax.backbone.types import Array, Weights
 from latentomni_jax.backbone.vision import VisionEncoder
 
 
@@ -31,6 +31,8 @@ class Thinker(nn.Module):
       remat_policy: see `layers.REMAT_POLICIES`.
       scan_layers: decoder layers scanned over stacked parameters, or one by one (`text.unstack`).
       lora_rank, lora_alpha: adapters of the decoder layers, see `layers.LoraDense`; 0 is none.
+      weights: "int8" holds the matrices of decoder layers and head so, see `layers.Int8Dense`; both
+        encoders and the embedding table keep their width.
     """
 
     config: ThinkerConfig
@@ -42,6 +44,7 @@ class Thinker(nn.Module):
     scan_layers: bool = True
     lora_rank: int = 0
     lora_alpha: float = 16.0
+    weights: Weights = None
 
     def setup(self):
         common = {
@@ -55,6 +58,7 @@ class Thinker(nn.Module):
             scan_layers=self.scan_layers,
             lora_rank=self.lora_rank,
             lora_alpha=self.lora_alpha,
+            weights=self.weights,
             **common,
             **backend,
         )
@@ -119,9 +123,13 @@ def init_params(
 
 
 def abstract_params(
-    config: ThinkerConfig, dtype: Any = jnp.bfloat16, *, lora_rank: int = 0
+    config: ThinkerConfig,
+    dtype: Any = jnp.bfloat16,
+    *,
+    lora_rank: int = 0,
+    weights: Weights = None,
 ) -> dict[str, Any]:
     """Shapes and dtypes of all parameters, without allocating any."""
-    thinker = Thinker(config, param_dtype=dtype, lora_rank=lora_rank)
+    thinker = Thinker(config, param_dtype=dtype, lora_rank=lora_rank, weights=weights)
     variables = jax.eval_shape(thinker.init, jax.random.key(0))
     return nn.meta.unbox(variables["params"])

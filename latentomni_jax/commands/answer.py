@@ -39,6 +39,9 @@ examples:
     latentomni answer --model models/latentomni-7b --video clip.mp4 --question "..." \\
       --latents force --k-visual 16 --k-audio 4
 
+  half the memory for the decoder, so that a 7B answers on a device of 16 GB:
+    latentomni answer --model models/qwen7b --weights int8 --video clip.mp4 --question "..."
+
 The text goes to stdout as it is decoded, a summary to stderr. With --json stdout is one JSON object
 and nothing else: text, answer, token_ids, latent_blocks, latent_steps, prompt_tokens, timings
 (seconds; the first question of a process includes compiling), device.
@@ -108,6 +111,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("bfloat16", "float32"),
         help="of weights and computation; default is the checkpoint's",
     )
+    parser.add_argument(
+        "--weights",
+        choices=("int8",),
+        help="hold the matrices of decoder layers and head in 8 bits, with a scale for each output",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
@@ -138,7 +146,8 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     parts = prompt_parts(args, tokenizer, read_media(args, media))
     media_s = time.perf_counter() - started
-    loaded = load_model(args.model, dtype=args.dtype and jnp.dtype(args.dtype))
+    dtype = args.dtype and jnp.dtype(args.dtype)
+    loaded = load_model(args.model, dtype=dtype, weights=args.weights)
     model = LatentOmni(loaded.params, loaded.config, latent, loaded.media, tokenizer)
     printer = _Printer()
     answer = model.answer_prompt(

@@ -23,11 +23,16 @@ examples:
       --set mesh.data=2
     latentomni aot --config configs/qwen2_5_omni_3b.py --topology v5e:1x1 --program decode --json
 
+  the 7B with int8 weights on one chip of 16 GiB
+    latentomni aot --config configs/qwen2_5_omni_7b.py --topology v5e:1x1 --program decode \
+      --prompt 4096 --weights int8
+
 Needs libtpu (pip install 'latentomni_jax[tpu]') and no TPU: programs are compiled by the compiler
 that a pod runs, for the pod's own topology. Memory is the compiler's. Times are lower bounds from
 published figures: FLOPs over peak, bytes over bandwidth of memory, and bytes that chips receive
 from each other over their links, as if nothing overlapped. Answering has the weights cut over
-`tensor` alone, as many chips as key/value heads allow.
+`tensor` alone, as many chips as key/value heads allow. A program of answering does not use every
+tower; the others' weights stay on the chip all the same, and the verdict counts them ("beside").
 Exit code: 0 where everything fits, 1 where something does not, 2 for unusable input.
 """
 PROGRAMS = ("train", "prefill", "decode", "encode")
@@ -64,6 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quick", action="store_true",
         help="compile with little optimisation, several times faster: memory is then an estimate",
     )  # fmt: skip
+    parser.add_argument(
+        "--weights", choices=("int8",),
+        help="how decoder layers and head are held while answering; default is bfloat16",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print a JSON object a program")
 
 
@@ -80,7 +89,9 @@ def run(args: argparse.Namespace) -> int:
         return _search(plans, args)
     fit = True
     for name in names:
-        mesh, trace = plans.program(name, tokens=args.tokens, rows=args.rows, prompt=args.prompt)
+        mesh, trace = plans.program(
+            name, tokens=args.tokens, rows=args.rows, prompt=args.prompt, weights=args.weights
+        )
         _note(f"compiling {name} ...", args)
         found = certify(name, trace(), mesh, plans.topology, quick=args.quick)
         print(json.dumps(found.to_json()) if args.json else render(found))
@@ -120,15 +131,20 @@ def render(found) -> str:
     gib, mesh = 1 << 30, ", ".join(f"{k} {n}" for k, n in found.mesh.items())
     lines = [f"\n{found.program}: {found.what}; {found.topology} as {mesh}"]
     if found.memory:
-        m = found.memory
+        m, left = found.memory, found.hbm - found.total
+        spare = f"{left / gib:.2f} left" if left >= 0 else f"{-left / gib:.2f} too much"
         lines.append(
             f"  memory    {m.peak / gib:.2f} GiB of {found.hbm / gib:.0f} a chip "
-            f"({m.arguments / gib:.2f} arguments, {m.temporaries / gib:.2f} temporaries; "
-            f"{(found.hbm - m.peak) / gib:.2f} left)"
+            f"({m.arguments / gib:.2f} arguments, {m.temporaries / gib:.2f} temporaries; {spare})"
         )
     else:
         needed = f"{found.needed / gib:.2f} GiB" if found.needed else "more than there is"
         lines.append(f"  memory    {needed} wanted, {found.hbm / gib:.0f} a chip")
+    if found.beside:
+        lines.append(
+            f"  beside    {found.beside / gib:.2f} GiB of other towers' weights; "
+            f"{found.total / gib:.2f} with them"
+        )
     again = f" (+ {1e3 * found.recompute_s:.1f} again)" if found.recompute_s else ""
     lines.append(
         f"  at least  compute {1e3 * found.compute_s:.1f} ms{again}, "

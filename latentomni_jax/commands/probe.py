@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=48, metavar="N", help="questions at a time")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
     parser.add_argument("--seed", type=int, default=0, help="of noise and permutations")
+    parser.add_argument(
+        "--weights", choices=("int8",), help="hold the decoder's matrices so; see answer --help"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
@@ -65,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     for problem in problems[:3]:
         print(f"left out: {problem}", file=sys.stderr)
     questions = [q for q in questions if q.choices][: args.questions]
-    model = LatentOmni.from_pretrained(args.model)
+    model = LatentOmni.from_pretrained(args.model, weights=args.weights)
     probes, own = [], []
     root = args.data.parent
     if not args.json:

@@ -17,7 +17,6 @@ from jaxtyping import Float
 
 from latentomni_jax.backbone.layers import rotate
 from latentomni_jax.backbone.text import tmrope, unstack
-from latentomni_jax.backbone.thinker import Thinker
 from latentomni_jax.backbone.types import Array
 from latentomni_jax.evaluate.replay import Replay
 from latentomni_jax.latent.masks import flow_mask
@@ -50,7 +49,7 @@ def attention_weights(
     """Attention weights f32 of the queries (positions of the row) in every layer and head."""
     thinker, params = model.thinker, model.text_params
     if thinker.scan_layers:
-        thinker = Thinker(model.config, dtype=model.dtype, scan_layers=False)
+        thinker = thinker.clone(scan_layers=False)
         params = {**params, "text": unstack(params["text"])}
     return np.asarray(_weights(thinker, params, model.latent, row, np.asarray(queries)))
 

@@ -47,6 +47,7 @@ class Certificate:
     Attributes:
       program, what: its name and sizes. topology, mesh: what it is compiled for.
       memory: None where it does not fit. needed: bytes, as the compiler tells where it refuses.
+      beside: bytes on a chip of what else stays there, see `programs.Traced`.
       flops: of a call, all chips. traffic: bytes between a chip and its memory.
       collectives: what chips send each other. compile_s: seconds that compiling took.
       quick: it was compiled with little optimisation.
@@ -61,6 +62,7 @@ class Certificate:
     hbm: int
     memory: Memory | None
     needed: int | None
+    beside: int
     flops: float
     traffic: float
     collectives: tuple[Collective, ...]
@@ -77,8 +79,13 @@ class Certificate:
         return self.memory.peak if self.memory else (self.needed or 0)
 
     @property
+    def total(self) -> int:
+        """Bytes on a chip: the program's at its peak, and what stays there beside it."""
+        return self.peak + self.beside
+
+    @property
     def fits(self) -> bool:
-        return self.memory is not None and self.peak <= (1 - _HEADROOM) * self.hbm
+        return self.memory is not None and self.total <= (1 - _HEADROOM) * self.hbm
 
     @property
     def bound(self) -> str:
@@ -92,7 +99,7 @@ class Certificate:
 
     @property
     def verdict(self) -> str:
-        if self.memory is None:
+        if self.memory is None or self.total > self.hbm:
             return "does not fit"
         return "fits" if self.fits else f"fits with less than {_HEADROOM:.0%} to spare"
 
@@ -115,6 +122,7 @@ class Certificate:
         return shown | {
             "collectives": self.by_kind(),
             "peak": self.peak,
+            "total": self.total,
             "fits": self.fits,
             "bound": self.bound,
             "verdict": self.verdict,
@@ -155,6 +163,7 @@ def certify(
         hbm=chip.memory,
         memory=memory,
         needed=needed,
+        beside=int(traced.beside),
         flops=traced.flops,
         traffic=traced.traffic,
         collectives=found,

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from data_pipeline.cache import TRAINING_SPEC
 from latentomni_jax.backbone.config import ThinkerConfig
+from latentomni_jax.backbone.types import Weights
 from latentomni_jax.latent.decode import DecodeSpec
 from latentomni_jax.layout import BatchShape, InputError, LatentSpec, MediaSpec
 from latentomni_jax.pod.chips import Topology
@@ -64,19 +65,34 @@ class Plans:
         return self.config.text.num_kv_heads % tensor == 0 and self.topology.size % tensor == 0
 
     def program(
-        self, name: str, *, tokens: int | None = None, rows: int = 1, prompt: int = 8192
+        self,
+        name: str,
+        *,
+        tokens: int | None = None,
+        rows: int = 1,
+        prompt: int = 8192,
+        weights: Weights = None,
     ) -> tuple[Mesh, Callable[[], Traced]]:
         """The mesh of a program, and what traces it.
 
         Args:
           tokens: of the shape to train on; None is the longest. rows: of each replica that answers.
+          weights: see `Thinker`; answering alone.
+
+        Raises:
+          InputError: what cannot be compiled, with what can.
         """
         if name == "train":
+            if weights:
+                raise InputError(
+                    f"{weights} weights do not train; give --program prefill, decode or encode"
+                )
             return self._training(tokens)
         tensor = max(n for n in range(1, _MAX_TENSOR + 1) if self.takes(n))
         mesh = self.topology.mesh(data=-1, fsdp=1, tensor=tensor)
         spec = DecodeSpec(spec=self.latent)
-        serving = Serving(spec=spec, rows=rows * mesh.shape["data"], prompt=prompt)
+        rows *= mesh.shape["data"]
+        serving = Serving(spec=spec, rows=rows, prompt=prompt, weights=weights)
         return mesh, functools.partial(SERVING[name], self.config, mesh, serving)
 
     def _training(self, tokens: int | None) -> tuple[Mesh, Callable[[], Traced]]:

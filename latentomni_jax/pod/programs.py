@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.backbone.sharding import cache_sharding, param_shardings
 from latentomni_jax.backbone.thinker import Thinker, abstract_params
+from latentomni_jax.backbone.types import Weights
 from latentomni_jax.latent import decode as decoding
 from latentomni_jax.latent.decode import DecodeSpec
 from latentomni_jax.latent.examples import empty_batch
@@ -42,6 +43,8 @@ class Traced(NamedTuple):
       lowered: to be compiled. flops: of a call, all chips together. traffic: bytes that a call
         moves between one chip and its memory, at least. what: its sizes, in words.
       recomputed: flops that are computed twice, to keep less; not among `flops`.
+      beside: bytes on a chip of what stays there while it runs and is none of its arguments: the
+        weights of the towers that it does not use.
       open_loops: see `collectives.read_collectives`.
     """
 
@@ -50,6 +53,7 @@ class Traced(NamedTuple):
     traffic: float
     what: str
     recomputed: float = 0.0
+    beside: float = 0.0
     open_loops: int | None = None
 
 
@@ -66,11 +70,16 @@ class Training:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Serving:
-    """What answering is compiled for. Attributes: rows: prompts at a time. prompt: positions."""
+    """What answering is compiled for.
+
+    Attributes:
+      rows: prompts at a time. prompt: positions. weights: see `Thinker`.
+    """
 
     spec: DecodeSpec
     rows: int
     prompt: int
+    weights: Weights = None
 
 
 def trace_step(config: ThinkerConfig, mesh: Mesh, training: Training) -> Traced:
@@ -118,6 +127,7 @@ def trace_prefill(config: ThinkerConfig, mesh: Mesh, serving: Serving) -> Traced
         flops + 2 * rows * text.hidden_size * text.vocab_size,
         _bytes_on_chip(params) + s * _row_share(mesh, rows) * _activation_bytes(config, mesh),
         f"{rows} prompts of {s}",
+        beside=_beside(config, mesh, serving, params),
     )
 
 
@@ -145,14 +155,15 @@ def trace_decode(config: ThinkerConfig, mesh: Mesh, serving: Serving) -> Traced:
         # A row of the embedding table is read, not the table, unless it is the head too.
         _bytes_on_chip(params) - (0 if text.tie_embeddings else table) + _bytes_on_chip(cache),
         f"{serving.rows} rows, {seen} positions of cache",
+        beside=_beside(config, mesh, serving, params),
         open_loops=1,
     )
 
 
-def trace_encode(config: ThinkerConfig, mesh: Mesh, _serving: Serving) -> Traced:
+def trace_encode(config: ThinkerConfig, mesh: Mesh, serving: Serving) -> Traced:
     """The vision encoder over one group of frames."""
     thinker = Thinker(config, dtype=jnp.bfloat16, platform="tpu")
-    params = _params(config, mesh, ("vision",))
+    params = _params(config, mesh, serving.weights, ("vision",))
     everywhere = NamedSharding(mesh, jax.P())
     merged = _PATCHES // config.vision.merge_size**2
     shapes = (
@@ -169,7 +180,13 @@ def trace_encode(config: ThinkerConfig, mesh: Mesh, _serving: Serving) -> Traced
     vision = config.vision
     width, tokens = vision.hidden_size, _FRAMES * _PATCHES
     flops = 2 * tokens * vision.depth * width * (4 * width + 3 * vision.intermediate_size)
-    return Traced(lowered, flops, _bytes_on_chip(params), f"{_FRAMES} frames of {_PATCHES} patches")
+    return Traced(
+        lowered,
+        flops,
+        _bytes_on_chip(params),
+        f"{_FRAMES} frames of {_PATCHES} patches",
+        beside=_beside(config, mesh, serving, params),
+    )
 
 
 SERVING: dict[str, Callable[..., Traced]] = {
@@ -186,8 +203,9 @@ def _shaped(x, sharding):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _params(config, mesh, towers):
-    shapes, shardings = abstract_params(config), param_shardings(config, mesh)
+def _params(config, mesh, weights, towers):
+    shapes = abstract_params(config, weights=weights)
+    shardings = param_shardings(config, mesh, weights=weights)
     return {name: jax.tree.map(_shaped, shapes[name], shardings[name]) for name in towers}
 
 
@@ -208,8 +226,8 @@ def _serving(config: ThinkerConfig, mesh: Mesh, serving: Serving):
         jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=by_rows),
         _shaped(keys, by_rows),
     )
-    thinker = Thinker(config, dtype=jnp.bfloat16, platform="tpu")
-    return thinker, _params(config, mesh, ("text",)), inputs
+    thinker = Thinker(config, dtype=jnp.bfloat16, platform="tpu", weights=serving.weights)
+    return thinker, _params(config, mesh, serving.weights, ("text",)), inputs
 
 
 def _full_row(config: ThinkerConfig, options: Objective, shape: BatchShape) -> TrainBatch:
@@ -238,6 +256,12 @@ def _bytes_on_chip(tree: Any) -> float:
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
+
+
+def _beside(config: ThinkerConfig, mesh: Mesh, serving: Serving, params: Any) -> float:
+    """Bytes on a chip of the towers that are not among the parameters of a program."""
+    towers = ("text", "vision", "audio")
+    return _bytes_on_chip(_params(config, mesh, serving.weights, towers)) - _bytes_on_chip(params)
 
 
 def _layers(config: ThinkerConfig) -> int:

@@ -19,13 +19,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import tqdm
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from latentomni_jax.backbone.config import ThinkerConfig
+from latentomni_jax.backbone.types import Weights
 from latentomni_jax.layout import InputError, LatentSpec, MediaSpec
-from latentomni_jax.weights import names, safetensors, specs
+from latentomni_jax.weights import names, quantize, safetensors, specs
 from latentomni_jax.weights.specs import read_specs
 
 # The text files that travel with a model; nothing else of a source directory is copied.
@@ -145,8 +147,10 @@ def save_model(
       tokenizer_dir: where tokenizer and preprocessor files are copied from; None copies none.
 
     Raises:
-      InputError: parameters or specs do not fit the config, or a target that is in the way.
+      InputError: parameters or specs do not fit the config, int8 weights, or a target that is in
+        the way.
     """
+    quantize.check_writable(params)
     target = specs.local_path(target)
     flat = safetensors.flatten(params)
     specs.check_specs(config, latent_spec, media_spec, target)
@@ -208,7 +212,13 @@ def export(
     return written
 
 
-def load_model(directory: str | pathlib.Path, *, shardings: Any = None, dtype: Any = None) -> Model:
+def load_model(
+    directory: str | pathlib.Path,
+    *,
+    shardings: Any = None,
+    dtype: Any = None,
+    weights: Weights = None,
+) -> Model:
     """Loads a ported directory, or a Hugging Face one as it was downloaded.
 
     Every process reads only what its own shards need: byte ranges of the safetensors files, or
@@ -218,22 +228,26 @@ def load_model(directory: str | pathlib.Path, *, shardings: Any = None, dtype: A
       shardings: tree like the parameters of `jax.sharding.Sharding`, or one for all; None is the
         first local device.
       dtype: cast parameters to this; None keeps what is stored (bf16 stays bf16).
+      weights: "int8" quantises on the host what is stored, so that devices get nothing wider:
+        matrix by matrix, of a ported directory stack by stack (at most 3.8 GB at 7B, whole in
+        every process). `shardings` are then those of int8 parameters.
 
     Raises:
-      InputError: no such directory, neither kind, or contents that contradict each other.
+      InputError: no such directory, neither kind, contents that contradict each other, or weights
+        that cannot be quantised.
     """
     directory = specs.local_path(directory)
     if (directory / specs.MANIFEST).is_file():
-        return _load_ported(directory, shardings, dtype)
+        return _load_ported(directory, shardings, dtype, weights)
     if (directory / "config.json").is_file() and any(directory.glob("*.safetensors*")):
         config, latent, media = specs.read_hf_specs(directory)
         specs.check_specs(config, latent, media, directory)
-        leaves = dict(safetensors.load(directory, config, shardings, dtype=dtype))
+        leaves = dict(safetensors.load(directory, config, shardings, dtype=dtype, weights=weights))
         return Model(safetensors.unflatten(leaves), config, latent, media, directory)
     raise specs.no_model(directory)
 
 
-def _load_ported(directory: pathlib.Path, shardings: Any, dtype: Any) -> Model:
+def _load_ported(directory: pathlib.Path, shardings: Any, dtype: Any, weights: Weights) -> Model:
     config, latent, media = read_specs(directory)
     path = directory / specs.PARAMS
     try:
@@ -246,15 +260,29 @@ def _load_ported(directory: pathlib.Path, shardings: Any, dtype: Any) -> Model:
     _check_shapes(config, {name: tuple(leaf.shape) for name, leaf in stored.items()}, path)
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    flat_shardings = (
-        dict.fromkeys(stored, shardings)
-        if isinstance(shardings, jax.sharding.Sharding)
-        else safetensors.flatten(shardings)
-    )
-    abstract = {
-        name: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=flat_shardings[name])
-        for name, leaf in stored.items()
-    }
+    flat_shardings = {}
+    if not isinstance(shardings, jax.sharding.Sharding):
+        flat_shardings = safetensors.flatten(shardings)
+    quantized = {name for name in stored if weights == "int8" and quantize.is_quantized(name)}
+
+    def sharding_of(name):
+        return flat_shardings[name] if flat_shardings else shardings
+
+    def abstract(name):
+        leaf = stored[name]
+        if name in quantized:  # an array of NumPy's, which takes no memory, asks Orbax for one
+            return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=sharding_of(name))
+
+    def parameters(name, leaf):
+        if name not in quantized:
+            return {name: leaf}
+        made = zip(quantize.int8_paths(name), quantize.quantize_kernel(leaf, name), strict=True)
+        return {
+            path: jax.make_array_from_callback(x.shape, sharding_of(path), x.__getitem__)
+            for path, x in made
+        }
+
     # Orbax holds what it reads twice on a CPU: the largest first, while there is room, and in
     # groups, not all at once.
     context = ocp.Context()
@@ -264,15 +292,18 @@ def _load_ported(directory: pathlib.Path, shardings: Any, dtype: Any) -> Model:
     try:
         with context:
             for group in _groups(by_size, lambda name: _num_bytes(stored[name])):
-                part = safetensors.unflatten({name: abstract[name] for name in group})
+                part = safetensors.unflatten({name: abstract(name) for name in group})
+                loaded = safetensors.flatten(ocp.load(path, part))
+                for name in group:
+                    params |= parameters(name, loaded.pop(name))
                 # Transfers run on in the background and would keep the host's copies alive.
-                params |= safetensors.flatten(jax.block_until_ready(ocp.load(path, part)))
-    except jax.errors.JaxRuntimeError:  # out of device memory: not the file's fault
+                jax.block_until_ready(params)
+    # Out of device memory, or weights that cannot be quantised: not the file's fault.
+    except (jax.errors.JaxRuntimeError, InputError):
         raise
     except Exception as error:
         raise InputError(f"{path}: cannot be read ({_first_line(error)})") from error
-    params = safetensors.unflatten({name: params[name] for name in stored})
-    return Model(params, config, latent, media, directory)
+    return Model(safetensors.unflatten(params), config, latent, media, directory)
 
 
 def _groups(items: Iterable[Any], num_bytes: Callable[[Any], int]) -> Iterator[list[Any]]:

@@ -21,8 +21,9 @@ from safetensors.numpy import save_file
 
 from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.backbone.thinker import abstract_params
+from latentomni_jax.backbone.types import Weights
 from latentomni_jax.layout import InputError
-from latentomni_jax.weights import names
+from latentomni_jax.weights import names, quantize
 
 DTYPES = {"BF16": "bfloat16", "F32": "float32", "F16": "float16"}
 _INDEX = "model.safetensors.index.json"
@@ -175,6 +176,7 @@ def load(
     shardings: Any = None,
     *,
     dtype: Any = None,
+    weights: Weights = None,
 ) -> Iterator[tuple[str, jax.Array]]:
     """Streams parameters `(path, array)` one leaf at a time.
 
@@ -182,9 +184,10 @@ def load(
       shardings: tree like the parameters of `jax.sharding.Sharding`, or one for all; default is
         the first local device.
       dtype: cast to this; None keeps the checkpoint's (bf16 stays bf16).
+      weights: "int8" quantises what the files hold (`quantize`); the rest is cast.
 
     Raises:
-      InputError: see `CheckpointReader` and `check`.
+      InputError: see `CheckpointReader`, `check` and `quantize.scales`.
     """
     reader = CheckpointReader(directory)
     try:
@@ -198,15 +201,15 @@ def load(
     if not isinstance(shardings, jax.sharding.Sharding):
         flat_shardings = flatten(shardings)
     for entry in names.entries(config):
-        stored = jax.numpy.dtype(DTYPES[reader.tensors[entry.names[0]][0]])
-        yield (
-            entry.path,
-            jax.make_array_from_callback(
-                shapes[entry.path],
-                flat_shardings.get(entry.path, shardings),
-                _slice_reader(reader, entry, shapes[entry.path], stored, dtype),
-            ),
-        )
+        shape = shapes[entry.path]
+        if weights == "int8" and quantize.is_quantized(entry.path):
+            leaves = _int8_readers(reader, entry, shape)
+        else:
+            stored = jax.numpy.dtype(DTYPES[reader.tensors[entry.names[0]][0]])
+            leaves = [(entry.path, shape, _slice_reader(reader, entry, shape, stored, dtype))]
+        for path, shape, read in leaves:
+            sharding = flat_shardings.get(path, shardings)
+            yield path, jax.make_array_from_callback(shape, sharding, read)
 
 
 def save(
@@ -224,7 +227,11 @@ def save(
 
     Returns:
       The tensor names written (with `prefix`).
+
+    Raises:
+      InputError: int8 weights.
     """
+    quantize.check_writable(params)
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     flat = flatten(params)
@@ -280,8 +287,7 @@ def _slice_reader(reader, entry, shape, stored, dtype):
         return names.to_parameter(entry.layout, reader.read(name, reversed_index))
 
     def read(index):
-        sizes = [len(range(*part.indices(n))) for part, n in zip(index, shape, strict=True)]
-        out = _aligned_empty(sizes, dtype or stored)
+        out = _aligned_empty(index, shape, dtype or stored)
         if not entry.is_stacked:
             out[...] = one(entry.names[0], index)
             return out
@@ -292,12 +298,53 @@ def _slice_reader(reader, entry, shape, stored, dtype):
     return read
 
 
-def _aligned_empty(shape: list[int], dtype: Any) -> np.ndarray:
-    """`np.empty` at a 64-byte boundary: JAX on CPU adopts such a buffer instead of copying it."""
-    size = math.prod(shape) * jax.numpy.dtype(dtype).itemsize
+def _int8_readers(reader, entry, shape):
+    """(path, shape, callback) of an int8 kernel and of its scales, as `_slice_reader`.
+
+    A scale needs all inputs of its outputs, also where a device holds some of them.
+    """
+    known = {}
+
+    def columns(layer, outputs):
+        return names.to_parameter(entry.layout, reader.read(entry.names[layer], (outputs,)))
+
+    def scale_of(layer, outputs):
+        key = layer, *outputs.indices(shape[-1])
+        if key not in known:
+            known[key] = quantize.scales(columns(layer, outputs), entry.names[layer])
+        return known[key]
+
+    def layers(index):
+        return range(*index[0].indices(shape[0])) if entry.is_stacked else [0]
+
+    def read_kernel(index):
+        inputs, outputs = index[-2:]
+        out = _aligned_empty(index, shape, np.int8)
+        for place, layer in enumerate(layers(index)):
+            part = out[place] if entry.is_stacked else out
+            scale = scale_of(layer, outputs)
+            quantize.quantize_into(part, columns(layer, outputs)[inputs], scale)
+        return out
+
+    def read_scales(index):
+        rows = [scale_of(layer, index[-1]) for layer in layers(index)]
+        return np.stack(rows) if entry.is_stacked else rows[0]
+
+    kernel_path, scale_path = quantize.int8_paths(entry.path)
+    scale_shape = (*shape[:-2], shape[-1])
+    return [(kernel_path, shape, read_kernel), (scale_path, scale_shape, read_scales)]
+
+
+def _aligned_empty(index: tuple[slice, ...], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Room for `index` of an array of `shape`.
+
+    At a 64-byte boundary: JAX on CPU adopts such a buffer instead of copying it.
+    """
+    sizes = [len(range(*part.indices(n))) for part, n in zip(index, shape, strict=True)]
+    size = math.prod(sizes) * jax.numpy.dtype(dtype).itemsize
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)
+    return raw[start : start + size].view(dtype).reshape(sizes)
 
 
 def _expected(config: ThinkerConfig) -> dict[str, tuple[int, ...]]:

@@ -7,6 +7,9 @@ import av
 import numpy as np
 import pytest
 
+from latentomni_jax.commands import answer
+from latentomni_jax.weights.checkpoint import load_model
+from latentomni_jax.weights.quantize import weights_of
 from tests.commands.conftest import Ran
 
 KEYS = [
@@ -83,6 +86,21 @@ def test_slot_counts_are_overridden_aloud(latentomni, tiny_model):
     )
     assert answer_of(ran)["latent_steps"] == 20
     assert "K overridden: 32+8 -> 16+4\n" in ran.err
+
+
+def test_int8_weights_are_asked_for_where_the_model_is_loaded(latentomni, tiny_model, monkeypatch):
+    loaded = []
+
+    def watched(*args, **kwargs):
+        loaded.append(load_model(*args, **kwargs))
+        return loaded[-1]
+
+    monkeypatch.setattr(answer, "load_model", watched)
+    ask = ("answer", "--model", tiny_model, "--question", "Which?", "--json", *SHORT)
+    answer_of(latentomni(*ask, "--weights", "int8"))
+    assert [weights_of(model.params) for model in loaded] == ["int8"]
+    ran = latentomni(*ask, "--weights", "int4")
+    assert ran.code == 2 and "choose from" in ran.err
 
 
 @pytest.mark.parametrize(

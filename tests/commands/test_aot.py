@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from latentomni_jax.commands.aot import render
+from latentomni_jax.pod.certify import Certificate, Memory
+
 CONFIG = "configs/qwen2_5_omni_{}.py"
 GIB = 1 << 30
 
@@ -36,6 +39,47 @@ def test_the_3b_decodes_on_one_chip_of_16_gib(latentomni):
     assert found["flops"] == pytest.approx(2 * 3.09e9 + attention, rel=0.01)
 
 
+@pytest.mark.tpu_compile
+def test_the_7b_decodes_in_int8_on_one_chip_of_16_gib(latentomni):
+    words = ("--topology", "v5e:1x1", "--program", "decode", "--prompt", "4096", "--json")
+    found = json.loads(aot(latentomni, "7b", *words, "--weights", "int8").out)
+    assert found["fits"] and found["verdict"] == "fits" and found["bound"] == "memory"
+    assert found["peak"] == pytest.approx(8.09 * GIB, rel=0.05)  # measured on 2026-11-26
+    # No weight is widened in memory: what there is beside the arguments is smaller than the head
+    # alone would be in bf16 (1.01 GiB), and a layer's feed-forward (0.38 GiB).
+    assert found["memory"]["temporaries"] < 0.3 * GIB
+    # The encoders' weights stay on the chip, in bf16: 1.32 billion.
+    assert found["beside"] == pytest.approx(2 * 1.32e9, rel=0.01)
+    assert found["total"] == found["peak"] + found["beside"] < 0.7 * found["hbm"]
+    # A position reads decoder and head once, a byte a weight, and the cache in bf16.
+    layers = 28 * 3584 * (64 * 128 + 3 * 18_944)
+    cache = 2 * 28 * 4 * 128 * (4096 + 384) * 2
+    assert found["traffic"] == pytest.approx(layers + 3584 * 152_064 + cache, rel=0.01)
+
+
+def test_what_stays_beside_a_program_is_counted_and_told():
+    """By the verdict and by what is left: here a program that would fit alone."""
+    sizes = {"arguments": 9 * GIB, "temporaries": 3 * GIB, "peak": 12 * GIB}
+    fields = {
+        "program": "decode", "what": "1 rows", "topology": "v5e:1x1", "mesh": {"data": 1},
+        "hbm": 16 * GIB, "memory": Memory(**sizes), "needed": None, "flops": 1.0, "traffic": 1.0,
+        "collectives": (), "compile_s": 1.0, "quick": False, "compute_s": 0.0,
+        "recompute_s": 0.0, "memory_s": 1.0, "network_s": 0.0,
+    }  # fmt: skip
+    for beside, verdict, left in (
+        (0, "fits", "4.00 left"),
+        (3 * GIB, "fits", "1.00 left"),
+        (4 * GIB, "fits with less than 5% to spare", "0.00 left"),
+        (5 * GIB, "does not fit", "1.00 too much"),
+    ):
+        found = Certificate(**fields, beside=beside)
+        text = render(found)
+        assert found.verdict == verdict and f"verdict   {verdict} (" in text and left in text
+        assert found.fits == (verdict == "fits")
+        told = f"beside    {beside / GIB:.2f} GiB of other towers' weights; {12 + beside / GIB:.2f}"
+        assert (told in text) == (beside > 0)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -45,6 +89,10 @@ def test_the_3b_decodes_on_one_chip_of_16_gib(latentomni):
         (["--topology", "v5e:16x16"], "nearest: --set batch_size=256 --set accumulate=1"),
         (["--topology", "2*v5e:4x4"], "let mesh.data be 2"),
         (["--topology", "v5e:4x8", "--set", "model.preset=7b"], "qwen2_5_omni_7b"),
+        (
+            ["--topology", "v5e:4x8", "--weights", "int8"],
+            "int8 weights do not train; give --program",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_one_line(latentomni, words, said):

@@ -12,6 +12,7 @@ from latentomni_jax.latent.masks import flow_mask
 from latentomni_jax.latent.trajectory import collate
 from latentomni_jax.layout import InputError, LatentSpec
 from latentomni_jax.model import LatentOmni
+from latentomni_jax.weights.quantize import quantize
 from tests.passes import apply
 from tests.prompts import PromptMaker, reference_inputs
 from tests.reference import make_ported, make_reference
@@ -102,6 +103,21 @@ def test_decode_equals_full_forward(latents, blocks, changes):
     np.testing.assert_allclose(
         generation.latents.reshape(-1, 64), states[ids_before_slots(ids, spec)], atol=2e-4
     )
+
+
+def test_int8_decode_equals_int8_full_forward():
+    config, params = make_ported()
+    model = LatentOmni(quantize(params), config, SPEC, scan_layers=True)
+    assert model.thinker.weights == "int8" and model.dtype == jnp.float32
+    prompt = make_prompts()[1]
+    generation = model.generate(
+        [prompt], clock="nominal", latents="force", max_new_tokens=12, keep_hidden=True
+    )[0]
+    assert len(generation.latents) == 1
+    hidden, length = full_forward(model, prompt, generation)
+    np.testing.assert_allclose(generation.hidden, hidden[length:-1], atol=2e-4, rtol=0)
+    other, _ = full_forward(make_model(scan_layers=True), prompt, generation)
+    assert np.abs(other - hidden).max() > 1e-2  # which is not that of the ordinary weights
 
 
 def ids_before_slots(ids, spec):

@@ -13,8 +13,9 @@ CONFIG = "configs/qwen2_5_omni_7b.py"
 def certificate(peak, compute_s=1.0, recompute_s=0.0, network_s=0.0):
     memory = Memory(0, 0, int(peak))
     return Certificate(
-        "train", "", "v6e:4x4", {}, 32 * GIB, memory, None, 0.0, 0.0, (), 0.0, True,
-        compute_s, recompute_s, 0.1, network_s,
+        program="train", what="", topology="v6e:4x4", mesh={}, hbm=32 * GIB, memory=memory,
+        needed=None, beside=0, flops=0.0, traffic=0.0, collectives=(), compile_s=0.0, quick=True,
+        compute_s=compute_s, recompute_s=recompute_s, memory_s=0.1, network_s=network_s,
     )  # fmt: skip
 
 

@@ -30,12 +30,14 @@ TIMES = ("compute", "recompute", "memory", "network")
 # Rows of 8,192 positions, the config's longest on v5e, answering on one chip.
 COMMANDS = (
     "qwen2_5_omni_7b.py --topology v5e:4x8 --tokens 8192",
-    "qwen2_5_omni_7b.py --topology v5e:16x16 --tokens 8192 --set batch_size=256 --set accumulate=1",
-    "qwen2_5_omni_7b.py --topology v6e:4x4 --tokens 8192 --set accumulate=6",
+    "qwen2_5_omni_7b.py --topology v5e:16x16 --tokens 8192 --set mesh.data=8 --set batch_size=256 "
+    "--set accumulate=1",
+    "qwen2_5_omni_7b.py --topology v6e:4x4 --tokens 8192 --set accumulate=3",
     "qwen2_5_omni_7b.py --topology v5p:4x4x4 --tokens 8192 --set batch_size=128 --set accumulate=2",
     "qwen2_5_omni_7b.py --topology '2*v5e:4x4' --tokens 8192 --set mesh.data=2",
     "qwen2_5_omni_7b.py --topology v5e:4x8 --program train --set mesh.tensor=2 --set accumulate=6",
     "qwen2_5_omni_3b.py --topology v5e:1x1 --program decode --prompt 4096",
+    "qwen2_5_omni_7b.py --topology v5e:1x1 --program decode --prompt 4096 --weights int8",
 )
 
 

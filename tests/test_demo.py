@@ -10,8 +10,6 @@ import sys
 import textwrap
 from pathlib import Path
 
-import pytest
-
 from latentomni_jax.__main__ import main
 from launch import demo
 from tests.notebooks import execute
@@ -21,24 +19,22 @@ STAGES = {stage: demo.TITLES[stage] for stage in ("senses", "latentomni")}  # fi
 SMALL = demo.Scale(14, 6, dict.fromkeys(STAGES, 2))
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    """The demo with two steps of two of its stages, once."""
-    out = tmp_path_factory.mktemp("demo") / "out"
-    patch = pytest.MonkeyPatch()
-    patch.setattr(demo, "QUICK", SMALL)
-    patch.setattr(demo, "TITLES", STAGES)
-    patch.setattr(sys, "argv", ["demo", "--quick", "--out", str(out)])
-    patch.chdir(ROOT)
-    told = io.StringIO()
+def test_the_demo_from_an_empty_folder(tmp_path, monkeypatch, capfd):
+    """With two steps of two of its stages. One test, so that it is run once."""
+    out, told = tmp_path / "out", io.StringIO()
+    monkeypatch.setattr(demo, "QUICK", SMALL)
+    monkeypatch.setattr(demo, "TITLES", STAGES)
+    monkeypatch.setattr(sys, "argv", ["demo", "--quick", "--out", str(out)])
+    monkeypatch.chdir(ROOT)
     with contextlib.redirect_stdout(told):
         demo.main()
-    patch.undo()
-    return out, told.getvalue()
+    it_tells_what_was_seen_and_how_it_went(told.getvalue())
+    the_page_has_all_sections(out)
+    its_last_words_are_a_command_that_works(told.getvalue(), capfd)
+    the_notebook_shows_the_same(out, monkeypatch)
 
 
-def test_it_tells_what_was_seen_and_how_it_went(ran):
-    _, told = ran
+def it_tells_what_was_seen_and_how_it_went(told):
     assert "10 train, 2 test, 2 novel, 10 pictures, 10 sounds" in told
     assert "dial      easy: moments 6, alone 0" in told
     assert re.search(r"alone     best learned guess question \d+%, video \d+%, audio \d+%", told)
@@ -51,8 +47,7 @@ def test_it_tells_what_was_seen_and_how_it_went(ran):
     assert "latentomni answer --model" in told
 
 
-def test_the_page_has_all_sections(ran):
-    out, _ = ran
+def the_page_has_all_sections(out):
     page = (out / "report.html").read_text()
     for heading in ("In short", "An unseen clip", "What the model says", "Where its latents look",
                     "Right answers", "Training"):  # fmt: skip
@@ -63,16 +58,14 @@ def test_the_page_has_all_sections(ran):
         assert [line["step"] for line in lines] == [0, 1]
 
 
-def test_its_last_words_are_a_command_that_works(ran, capfd):
-    _, told = ran
+def its_last_words_are_a_command_that_works(told, capfd):
     command = told[told.index("latentomni answer") :].replace("\\\n", " ")
     assert main([*shlex.split(command)[1:], "--max-new-tokens", "8"]) == 0
     assert capfd.readouterr().out
 
 
-def test_the_notebook_shows_the_same(ran, monkeypatch):
+def the_notebook_shows_the_same(out, monkeypatch):
     """On what the demo has made: it goes on where the demo was, which is at the end."""
-    out, _ = ran
     small = f"""
         import sys
         sys.path.insert(0, {str(ROOT)!r})

@@ -66,6 +66,7 @@ def base() -> ml_collections.ConfigDict:
             "on_misfit": "skip",  # an example that fits no shape: "skip" counts it, "fail" stops
             "workers": 0,  # processes that read and lay out batches
             "prefetch": 4,  # batches laid out ahead
+            "log_rows": False,  # write which records a host reads in every step: WORKDIR/hosts
         }
     )
     c.checkpoint = ml_collections.ConfigDict({"every": 100, "keep": 2, "keep_best": 1})

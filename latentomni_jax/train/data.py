@@ -10,7 +10,9 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
+import json
 import logging
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,7 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data_pipeline.loader import Loader
+from data_pipeline.loader import Loaded, Loader
 from data_pipeline.plan import plan_records
 from data_pipeline.records import Records
 from latentomni_jax.backbone.config import ThinkerConfig
@@ -70,6 +72,11 @@ class Feed:
     Attributes:
       plan: see `data_pipeline.plan`. skipped: records that are in no batch, and why.
 
+    Args:
+      log: file to which a line is added for every step: its number, its epoch, how many processes
+        there are and which records this one reads. What is taken again after a restart is there
+        again.
+
     Raises:
       InputError: nothing fits; processes that do not divide the batch; with `data.on_misfit`
         "fail", the first example that fits no shape.
@@ -82,9 +89,10 @@ class Feed:
         records: Records,
         tokenizer: Tokenizer,
         mesh: Mesh,
+        log: pathlib.Path | None = None,
     ):
         config = run.raw
-        self.accumulate, self.mesh = config.accumulate, mesh
+        self.accumulate, self.mesh, self._log = config.accumulate, mesh, log
         self.plan, self.skipped = plan_records(
             records, tokenizer, collator.measure, run.shapes, config.batch_size,
             seed=config.seed, reasoning=config.data.reasoning, only=config.data.only,
@@ -123,6 +131,8 @@ class Feed:
                 for record in list(self._steps.problems)[known:]:
                     _LOG.warning("left out: %s", self._steps.problems[record])
                 known = len(self._steps.problems)
+                if self._log:
+                    _append(self._log, loaded)
                 host = loaded.batch.map_rows(self._micro)
                 yield (
                     host,
@@ -166,3 +176,11 @@ class Feed:
                 f"process {jax.process_index()} would hold {mine} of {rows} rows with "
                 f"{jax.process_count()} processes: let data x fsdp be a multiple of the processes"
             )
+
+
+def _append(path: pathlib.Path, loaded: Loaded) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = {"step": loaded.step, "epoch": loaded.epoch, "processes": jax.process_count()}
+    line["records"] = loaded.records.tolist()
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

@@ -94,6 +94,9 @@ class Trainer:
             self.records,
             load_tokenizer(self.start.tokenizer_dir),
             self.mesh,
+            workdir / "hosts" / f"{jax.process_index()}.rows.jsonl"
+            if config.data.log_rows
+            else None,
         )
         self.thinker = self.run.thinker(self.start.config)
         self.optimizer = self.run.optimizer.transformation()

@@ -1,11 +1,13 @@
 """`latentomni aot`: programs are compiled for chips that are not there, or refused with reasons."""
 
 import json
+import shlex
 
 import pytest
 
 from latentomni_jax.commands.aot import render
 from latentomni_jax.pod.certify import Certificate, Memory
+from tests.processes import ROOT
 
 CONFIG = "configs/qwen2_5_omni_{}.py"
 GIB = 1 << 30
@@ -78,6 +80,31 @@ def test_what_stays_beside_a_program_is_counted_and_told():
         assert found.fits == (verdict == "fits")
         told = f"beside    {beside / GIB:.2f} GiB of other towers' weights; {12 + beside / GIB:.2f}"
         assert (told in text) == (beside > 0)
+
+
+KEPT = json.loads((ROOT / "docs" / "pods.json").read_text())
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize(
+    ("command", "programs"),
+    [
+        (next(iter(KEPT)), ("prefill", "decode")),
+        *(pytest.param(command, None, marks=pytest.mark.slow) for command in KEPT),
+    ],
+)
+def test_the_table_is_what_the_compiler_says(latentomni, command, programs):
+    """docs/pods.md is written from docs/pods.json by benchmarks/pods.py."""
+    pytest.importorskip("libtpu", reason="compiling for a TPU needs libtpu (pip install libtpu)")
+    kept = {one["program"]: one for one in KEPT[command]}
+    for program in programs or kept:
+        how = ["--quick"] if kept[program]["quick"] else []
+        words = shlex.split(f"--config configs/{command} --json")
+        ran = latentomni("aot", *words, "--program", program, *how)
+        (found,) = map(json.loads, ran.out.splitlines())
+        for name in ("peak", "beside", "flops", "traffic", "network_s"):
+            assert found[name] == pytest.approx(kept[program][name], rel=0.05), (program, name)
+        assert found["verdict"] == kept[program]["verdict"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Hosts that compute as one: who hangs is named; a simulated pod trains as one process does."""
 
+import collections
+import dataclasses
 import json
 import math
 import os
@@ -12,6 +14,8 @@ import time
 import jax
 import pytest
 
+from data_pipeline.av_events.tiny import CACHE_OPTIONS, make_tiny_set
+from data_pipeline.cache import TRAINING_SPEC, build_cache
 from latentomni_jax.layout import InputError
 from latentomni_jax.pod.hosts import HUNG, Watchdog, join
 
@@ -80,11 +84,40 @@ def test_hosts_that_do_not_fit_are_refused(given, said):
 
 # ---------------------------------------------------------------------------- simulated pods
 
-STEPS = 20
+STEPS, ROWS, RECORDS = 20, 8, 32  # five epochs of four steps
 SMALL = [
-    "--set", f"optimizer.steps={STEPS}", "--set", "checkpoint.every=5",
-    "--set", "log.tensorboard=False",
+    "--set", f"optimizer.steps={STEPS}", "--set", "checkpoint.every=3",
+    "--set", "log.tensorboard=False", "--set", f"batch_size={ROWS}", "--set", "data.log_rows=True",
 ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """The option that names a set of a few steps an epoch."""
+    folder = tmp_path_factory.mktemp("set")
+    data = make_tiny_set(folder / "clips", n=RECORDS)
+    build_cache(data, folder / "cache", dataclasses.replace(TRAINING_SPEC, **CACHE_OPTIONS))
+    return ["--set", f"data.cache={folder / 'cache'}"]
+
+
+def check_rows(workdir):
+    """Over all hosts every record is read once an epoch, whatever happened in between."""
+    steps = collections.defaultdict(dict)  # the last time that each was taken
+    for host in range(4):
+        path = workdir / "hosts" / f"{host}.rows.jsonl"
+        for line in map(json.loads, path.read_text().splitlines() if path.exists() else ()):
+            steps[line["step"]][host, line["processes"]] = line
+    assert sorted(steps) == list(range(STEPS))
+    seen = collections.defaultdict(list)
+    for taken in steps.values():
+        processes = next(n for (host, n) in reversed(taken) if host == 0)
+        for host in range(processes):
+            line = taken[host, processes]
+            assert len(line["records"]) == ROWS // processes
+            seen[line["epoch"]] += line["records"]
+    assert len(seen) == STEPS * ROWS // RECORDS
+    for records in seen.values():
+        assert sorted(records) == list(range(RECORDS))
 
 
 def pod(workdir, *options, more=()):
@@ -102,38 +135,42 @@ def pod(workdir, *options, more=()):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(tmp_path_factory, cache):
     """Losses of one process with one device."""
-    code, said, losses = pod(
-        tmp_path_factory.mktemp("alone"), "--hosts", "1", "--devices-per-host", "1"
-    )
+    workdir = tmp_path_factory.mktemp("alone")
+    code, said, losses = pod(workdir, "--hosts", "1", "--devices-per-host", "1", more=cache)
     assert code == 0, said[-3000:]
+    check_rows(workdir)
     assert len(losses) == STEPS and all(map(math.isfinite, losses))
     return losses
 
 
 @pytest.mark.slow
-def test_four_hosts_train_as_one_and_go_on_after_a_death(alone, tmp_path):
+def test_four_hosts_train_as_one_and_go_on_after_a_death(alone, cache, tmp_path):
     """A killed host ends all; started again they have the losses of a run in which nobody died."""
-    code, said, losses = pod(tmp_path, "--hosts", "4", "--devices-per-host", "2", "--kill-one", "2")
+    code, said, losses = pod(
+        tmp_path, "--hosts", "4", "--devices-per-host", "2", "--kill-one", "2", more=cache
+    )
     assert code == 0, said[-3000:]
     assert "gets SIGKILL" in said and "starting all again" in said
     assert losses == pytest.approx(alone, rel=1e-5)
+    check_rows(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_preempted_run_goes_on_with_fewer_hosts(alone, tmp_path):
+def test_a_preempted_run_goes_on_with_fewer_hosts(alone, cache, tmp_path):
     """Some steps of four hosts, the rest of two: the iterator's state is the step."""
     code, said, losses = pod(
         tmp_path, "--hosts", "4", "--devices-per-host", "1", "--preempt-one", "1",
-        "--restarts", "0",
+        "--restarts", "0", more=cache,
     )  # fmt: skip
     assert code == 1 and "gets SIGTERM" in said and "hosts ended with [3, 3, 3, 3]" in said
     assert 0 < len(losses) < STEPS
-    code, said, losses = pod(tmp_path, "--hosts", "2", "--devices-per-host", "2")
+    code, said, losses = pod(tmp_path, "--hosts", "2", "--devices-per-host", "2", more=cache)
     assert code == 0, said[-3000:]
     assert "continuing from step" in said
     assert losses == pytest.approx(alone, rel=1e-5)
+    check_rows(tmp_path)
 
 
 @pytest.mark.slow

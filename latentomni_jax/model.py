@@ -144,9 +144,9 @@ class LatentOmni:
         table = rows = state = None
         if mesh is not None:
             table, rows = NamedSharding(mesh, jax.P()), row_sharding(mesh)
-            state = DecodeState(*[rows] * len(DecodeState._fields))._replace(
-                step=table, cache=cache_sharding(mesh, scan_layers=scan_layers)
-            )
+            fields: dict[str, Any] = dict.fromkeys(DecodeState._fields, rows)
+            fields |= {"step": table, "cache": cache_sharding(mesh, scan_layers=scan_layers)}
+            state = DecodeState(**fields)
         self._encode_vision = jax.jit(
             self._encode_vision_into, donate_argnums=1, out_shardings=table
         )
@@ -181,6 +181,7 @@ class LatentOmni:
         Raises:
           InputError: an unusable directory, or a mesh that the model does not divide into.
         """
+        directory = os.fspath(directory)
         tokenizer = load_tokenizer(directory)
         shardings = None if mesh is None else param_shardings(read_specs(directory)[0], mesh)
         loaded = load_model(directory, shardings=shardings, dtype=dtype)

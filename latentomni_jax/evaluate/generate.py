@@ -19,7 +19,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -27,11 +27,9 @@ import tqdm
 
 import latentomni_jax
 from data_pipeline.trajectories import DataProblem, Trajectory, read_jsonl
-from latentomni_jax.evaluate.answers import View, prompt_of, score
+from latentomni_jax.evaluate.answers import View, prompt_of, read_part, score
 from latentomni_jax.evaluate.parts import Parts
 from latentomni_jax.layout import InputError, Part
-from latentomni_jax.media.processor import clip_part
-from latentomni_jax.media.video import read_clip
 from latentomni_jax.model import Generation, LatentOmni
 from latentomni_jax.weights.checkpoint import TEXT_FILES
 from latentomni_jax.weights.specs import MANIFEST, PARAMS
@@ -81,7 +79,8 @@ def read_questions(path: Path) -> list[Question]:
     Raises:
       InputError: no such file, or nothing in it.
     """
-    questions = sorted([*(found := read_jsonl(path))[0], *found[1]], key=line_of)
+    trajectories, problems = read_jsonl(path)
+    questions = sorted([*trajectories, *problems], key=line_of)
     if not questions:
         raise InputError(f"{path}: is empty; expected questions as JSON lines")
     return questions
@@ -160,7 +159,8 @@ def answer_window(
       read: see `answers.prompt_of`; default reads every clip when it is asked for.
     """
     read = read or (lambda path, kind: _read_clip(model, path, kind))
-    lines, prompts = {}, {}
+    lines: dict[int, dict[str, Any]] = {}
+    asked: dict[int, _Asked] = {}
     for place, question in enumerate(questions):
         lines[place] = {"line": line_of(question), "id": question.id}
         if isinstance(question, DataProblem):
@@ -176,31 +176,41 @@ def answer_window(
         except InputError as error:
             lines[place]["error"] = " ".join(str(error).split())
             continue
-        prompts[place] = prompt, counts
-    for places in _batches(prompts, asking.batch):
+        asked[place] = _Asked(question, prompt, counts)
+    lengths = {place: sum(one.counts.values()) for place, one in asked.items()}
+    for places in _batches(lengths, asking.batch):
+        rows = [asked[place] for place in places]
         generations = model.generate(
-            [prompts[place][0] for place in places],
-            seeds=[_seed(asking.seed, questions[place].id) for place in places],
+            [row.prompt for row in rows],
+            seeds=[_seed(asking.seed, row.question.id) for row in rows],
             **asking.options,
         )
-        for place, generation in zip(places, generations, strict=True):
-            lines[place] |= _answered(model, questions[place], generation, prompts[place][1])
+        for place, row, generation in zip(places, rows, generations, strict=True):
+            lines[place] |= _answered(model, row, generation)
     return [lines[place] for place in range(len(questions))]
 
 
-def _batches(prompts: dict[int, tuple[Any, dict[str, int]]], size: int) -> Iterator[list[int]]:
-    """Places of prompts in batches of one size, longest first.
+class _Asked(NamedTuple):
+    """A question that a model can be asked, and how many tokens of each kind that is."""
+
+    question: Trajectory
+    prompt: list[Part]
+    counts: dict[str, int]
+
+
+def _batches(lengths: dict[int, int], size: int) -> Iterator[list[int]]:
+    """Places of prompts of these lengths in batches of one size, longest first.
 
     Neighbours then need the same bucket, and what fills the last batch is short.
     """
-    order = sorted(prompts, key=lambda place: (-sum(prompts[place][1].values()), place))
+    order = sorted(lengths, key=lambda place: (-lengths[place], place))
     for start in range(0, len(order), size):
         places = order[start : start + size]
         yield places + places[-1:] * (size - len(places))  # one shape, one program
 
 
-def _answered(model, question: Trajectory, generation: Generation, counts) -> dict[str, Any]:
-    scored = score(question, generation)
+def _answered(model: LatentOmni, row: _Asked, generation: Generation) -> dict[str, Any]:
+    scored = score(row.question, generation)
     return {
         "text": generation.text,
         "answer": scored.given,
@@ -210,13 +220,14 @@ def _answered(model, question: Trajectory, generation: Generation, counts) -> di
         "latent_blocks": len(generation.latents),
         "latent_steps": int(np.sum(generation.token_ids == model.latent.pad_id)),
         "tokens": len(generation.token_ids),
-        "prompt_tokens": counts,
+        "prompt_tokens": row.counts,
     }
 
 
 def _seed(seed: int, id: str) -> int:
     """A question's own: the same wherever it stands, and however many others there are."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {id}".encode()).digest()[:4])
+    text = f"{seed} {id}".encode("utf-8", "surrogatepass")  # JSON has half surrogate pairs
+    return int.from_bytes(hashlib.sha256(text).digest()[:4])
 
 
 # ---------------------------------------------------------------------------- clips
@@ -234,12 +245,10 @@ def _read_clips(model: LatentOmni, questions: Sequence[Question], asking: Asking
 
 
 def _read_clip(model: LatentOmni, path: Path, kind: str) -> Part:
-    """A clip as pixels, since all of a window wait in memory. Raises InputError, whatever it is
-    that the file makes happen: it is this file's, and other questions wait."""
+    """`read_part`, which raises InputError whatever it is that the file makes happen: it is this
+    file's, and other questions wait."""
     try:
-        return clip_part(
-            read_clip(path, model.media, video=kind != "audio"), model.media, pixels=True
-        )
+        return read_part(model, path, kind)
     except InputError:
         raise
     except Exception as error:

@@ -1,7 +1,7 @@
 """Prints what one device and a mesh of (2, 1, 2) generate; run as a process with 4 devices.
 
     NPROC=16 XLA_FLAGS=--xla_force_host_platform_device_count=4 \\
-        python -m tests.evaluate.sharded FOLDER question    with model/ and questions.jsonl
+        python -m tests.evaluate.sharded MODEL QUESTIONS.jsonl VIEW
 """
 
 import json
@@ -23,11 +23,11 @@ def shards(x: jax.Array, axis: int) -> int:
 
 
 def main():
-    folder, view = Path(sys.argv[1]), sys.argv[2]
-    questions = read_questions(folder / "questions.jsonl")
+    directory, data, view = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    questions = read_questions(data)
     for mesh in (None, make_mesh(data=2, fsdp=1, tensor=2)):
-        model = LatentOmni.from_pretrained(folder / "model", mesh=mesh)
-        prompts = [prompt_of(model, question, folder, view=view) for question in questions]
+        model = LatentOmni.from_pretrained(directory, mesh=mesh)
+        prompts = [prompt_of(model, question, data.parent, view=view) for question in questions]
         caches, decode = [], model._decode
         model._decode = lambda *args, seen=caches, to=decode: (
             seen.append(args[3].cache) or to(*args)
@@ -35,10 +35,11 @@ def main():
         options = {"latents": "force", "max_blocks": 1, "max_new_tokens": 6}
         generations = model.generate(prompts, **options)
         refused = ""
-        try:
-            model.generate(prompts[:3], **options) if mesh else None
-        except InputError as error:
-            refused = str(error)
+        if mesh is not None:
+            try:
+                model.generate(prompts[:3], **options)
+            except InputError as error:
+                refused = str(error)
         print(json.dumps({
             "tokens": [generation.token_ids.tolist() for generation in generations],
             "query": shards(model.params["text"]["layers_0"]["q_proj"]["kernel"], 1),

@@ -27,7 +27,6 @@ from latentomni_jax.layout import InputError
 from latentomni_jax.media.processor import clip_part
 from latentomni_jax.media.video import read_clip
 from latentomni_jax.model import LatentOmni
-from tests.models import make_model
 from tests.processes import ROOT, environment
 from tests.questions import BROKEN, make_questions
 
@@ -111,6 +110,7 @@ def test_what_is_drawn_is_the_questions_own(tiny_model, asked):
     options = {"temperature": 1.0, "latents": "off", "max_new_tokens": 8}
     asking = dataclasses.replace(asking, options=options, view="question")
     short = [q for q in windows[3] + windows[4] if len(q.question) < 150]
+    short[-1] = dataclasses.replace(short[-1], id="\ud800")  # half a surrogate pair
 
     def texts(questions, **changes):
         lines = answer_window(tiny_model, questions, dataclasses.replace(asking, **changes))
@@ -138,11 +138,8 @@ def test_one_program_per_bucket(tiny_model, tmp_path):
 
 
 def test_batches_are_of_one_size_with_the_longest_first():
-    prompts = {
-        place: (None, {"text": n, "video": 1})
-        for place, n in {0: 9, 1: 2, 2: 8, 3: 2, 5: 9, 7: 3, 8: 2}.items()
-    }
-    assert list(generating._batches(prompts, 3)) == [[0, 5, 2], [7, 1, 3], [8, 8, 8]]
+    lengths = {0: 9, 1: 2, 2: 8, 3: 2, 5: 9, 7: 3, 8: 2}
+    assert list(generating._batches(lengths, 3)) == [[0, 5, 2], [7, 1, 3], [8, 8, 8]]
     assert list(generating._batches({}, 3)) == []
 
 
@@ -162,12 +159,11 @@ def test_pixels_become_the_patches_that_the_processor_makes(tiny_model, asked):
 
 
 @pytest.mark.parametrize("view", ["question", pytest.param("both", marks=pytest.mark.slow)])
-def test_a_mesh_answers_as_one_device_does(tmp_path, view):
+def test_a_mesh_answers_as_one_device_does(tiny_directory, tmp_path, view):
     """Weights over two devices, questions over two groups of them: the same tokens."""
-    make_model(tmp_path / "model")
-    make_questions(tmp_path, 8, broken=False)
+    data = make_questions(tmp_path, 8, broken=False)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.evaluate.sharded", str(tmp_path), view],
+        [sys.executable, "-m", "tests.evaluate.sharded", str(tiny_directory), str(data), view],
         env=environment(4), cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

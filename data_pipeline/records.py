@@ -182,7 +182,7 @@ def features():
 
 
 def to_record(part: VisionPart | AudioPart, file: str, cut: tuple[float, float]) -> dict[str, Any]:
-    """A compact part as the values of `features`."""
+    """A part with patches u8 as the values of `features`; its mel is kept as f16."""
     is_vision = isinstance(part, VisionPart)
     mel = b"" if part.mel is None else part.mel.astype("<f2", copy=False).tobytes()
     return {

@@ -206,7 +206,7 @@ def _read_parts(
     if (found := _kind(clip)) != file.kind:
         raise InputError(f"{file.path}: expected {file.kind}, it is {found}")
     return clip, [
-        None if cut.frames is None and cut.audio is None else clip_part(cut, spec, compact=True)
+        None if cut.frames is None and cut.audio is None else clip_part(cut, spec, pixels=True)
         for cut in (clip, *cuts)
     ]
 

@@ -18,6 +18,7 @@ from latentomni_jax import __version__
 VERBS = {
     "answer": "ask a question about a video, a recording or a picture",
     "inspect": "show what the model would receive for a question, without running it",
+    "generate": "answer a file of questions, on one machine or many, losing none",
     "port": "turn a Hugging Face checkpoint into a model directory",
     "export": "write a model directory as Hugging Face safetensors",
     "data": "make a feature cache of training data, a tiny training set, or AV-Events",

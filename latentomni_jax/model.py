@@ -6,6 +6,7 @@ they compute lives in `backbone` and `latent`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -18,9 +19,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.backbone.positions import Clock
+from latentomni_jax.backbone.sharding import cache_sharding, param_shardings, row_sharding
 from latentomni_jax.backbone.text import unstack
 from latentomni_jax.backbone.thinker import Thinker
 from latentomni_jax.backbone.types import Weights
@@ -44,6 +47,7 @@ from latentomni_jax.media.text import Tokenizer, load_tokenizer
 from latentomni_jax.media.video import read_clip
 from latentomni_jax.weights.checkpoint import load_model
 from latentomni_jax.weights.quantize import weights_of
+from latentomni_jax.weights.specs import read_specs
 
 _LOG = logging.getLogger(__name__)
 _STREAM_STEP = 16  # generated positions between two looks at the streamed text
@@ -88,6 +92,17 @@ class Answer:
         return fields
 
 
+def _on_mesh(method):
+    """A method of a model that runs under the model's mesh, where it has one."""
+
+    @functools.wraps(method)
+    def run(self, *args, **kwargs):
+        with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+            return method(self, *args, **kwargs)
+
+    return run
+
+
 class LatentOmni:
     """A loaded model that answers questions about media.
 
@@ -98,6 +113,8 @@ class LatentOmni:
       tokenizer: from `media.text.load_tokenizer`; None serves token-id batches only.
       dtype: of the computation and of the caches; default is the parameters'.
       scan_layers: default is True on TPU only, see `backbone.text`.
+      mesh: (data, fsdp, tensor), over which `params` lie as `backbone.sharding` has it; rows of
+        a batch, which have to divide, are spread over data and fsdp. None is one device.
     """
 
     def __init__(
@@ -110,7 +127,9 @@ class LatentOmni:
         *,
         dtype: Any = None,
         scan_layers: bool | None = None,
+        mesh: Mesh | None = None,
     ):
+        self.mesh = mesh
         self.config, self.latent, self.tokenizer = config, latent, tokenizer
         self.media = media or MediaSpec()
         if max(latent.pad_id, latent.trigger_id, latent.stop_id) >= config.text.vocab_size:
@@ -127,13 +146,26 @@ class LatentOmni:
         self.params = dict(params)
         if not scan_layers:
             self.params["text"] = unstack(self.params["text"])
-        self._encode_vision = jax.jit(self._encode_vision_into, donate_argnums=1)
-        self._encode_audio = jax.jit(self._encode_audio_into, donate_argnums=1)
-        self._splice = jax.jit(functools.partial(self._apply, method="splice"))
+        table = rows = state = None
+        if mesh is not None:
+            table, rows = NamedSharding(mesh, jax.P()), row_sharding(mesh)
+            fields: dict[str, Any] = dict.fromkeys(DecodeState._fields, rows)
+            fields |= {"step": table, "cache": cache_sharding(mesh, scan_layers=scan_layers)}
+            state = DecodeState(**fields)
+        self._encode_vision = jax.jit(
+            self._encode_vision_into, donate_argnums=1, out_shardings=table
+        )
+        self._encode_audio = jax.jit(self._encode_audio_into, donate_argnums=1, out_shardings=table)
+        self._splice = jax.jit(functools.partial(self._apply, method="splice"), out_shardings=rows)
         # Static specs are hashable; shapes come from the bucket tables.
-        self._prefill = jax.jit(functools.partial(decoding.prefill, self.thinker), static_argnums=0)
+        self._prefill = jax.jit(
+            functools.partial(decoding.prefill, self.thinker), static_argnums=0, out_shardings=state
+        )
         self._decode = jax.jit(
-            functools.partial(decoding.decode, self.thinker), static_argnums=0, donate_argnums=3
+            functools.partial(decoding.decode, self.thinker),
+            static_argnums=0,
+            donate_argnums=3,
+            out_shardings=state,
         )
 
     @classmethod
@@ -143,6 +175,7 @@ class LatentOmni:
         *,
         dtype: Any = None,
         weights: Weights = None,
+        mesh: Mesh | None = None,
         **kwargs,
     ) -> LatentOmni:
         """Loads a ported or a Hugging Face directory.
@@ -150,11 +183,21 @@ class LatentOmni:
         Args:
           dtype: of weights and computation; None keeps the checkpoint's (bf16 stays bf16).
           weights: "int8" holds the decoder's matrices so, see `load_model`.
-          kwargs: see the class.
+          mesh, kwargs: see the class; each device of a mesh loads its own shards.
+
+        Raises:
+          InputError: an unusable directory, or a mesh that the model does not divide into.
         """
-        loaded = load_model(directory, dtype=dtype, weights=weights)
+        directory = os.fspath(directory)
         tokenizer = load_tokenizer(directory)
-        return cls(loaded.params, loaded.config, loaded.latent, loaded.media, tokenizer, **kwargs)
+        shardings = None
+        if mesh is not None:
+            shardings = param_shardings(read_specs(directory)[0], mesh, weights=weights)
+        loaded = load_model(directory, shardings=shardings, dtype=dtype, weights=weights)
+        return cls(
+            loaded.params, loaded.config, loaded.latent, loaded.media, tokenizer, mesh=mesh,
+            **kwargs,
+        )  # fmt: skip
 
     # ------------------------------------------------------------------ programs
 
@@ -194,16 +237,21 @@ class LatentOmni:
                 media.append(clip_part(clip, self.media, nominal_clock=clock == "nominal"))
         return build_prompt(self.tokenizer, question, media, system=system, choices=choices)
 
+    @_on_mesh
     def embed(
         self, batch: Batch, groups: Sequence[VisionGroup | AudioGroup], table_rows: int
     ) -> jax.Array:
         """Encodes the media and splices it into the prompts: input embeddings [B,S,D]."""
-        table = jnp.zeros((table_rows, self.config.text.hidden_size), self.dtype)
+        everywhere = None if self.mesh is None else NamedSharding(self.mesh, jax.P())
+        table = jnp.zeros((table_rows, self.config.text.hidden_size), self.dtype, device=everywhere)
         for group in groups:
             encode = self._encode_audio if isinstance(group, AudioGroup) else self._encode_vision
-            table = encode(self._tower(group), table, group)
+            spread = {name: self._spread(x) for name, x in group._asdict().items()}
+            table = encode(self._tower(group), table, type(group)(**spread))
+        batch = self._spread_rows(batch)
         return self._splice(self.text_params, batch.token_ids, batch.feature_index, table)
 
+    @_on_mesh
     def generate(
         self,
         prompts: Sequence[Sequence[Part]],
@@ -225,6 +273,9 @@ class LatentOmni:
           given: states f32[blocks,K,D] of each row that its slots are fed instead of their own, for
             causal probes; later blocks keep their own.
           options: fields of `DecodeSpec` (latents, max_blocks, max_new_tokens, temperature, ...).
+
+        Raises:
+          InputError: unusable options, seeds or states; prompts that do not divide over the mesh.
         """
         options.setdefault("eos_ids", self.tokenizer.eos_ids if self.tokenizer else ())
         spec = DecodeSpec(spec=self.latent, **options)
@@ -233,10 +284,16 @@ class LatentOmni:
             raise InputError(f"{len(seeds)} seeds for {len(prompts)} prompts")
         if bad := [seed for seed in seeds if not 0 <= seed < 1 << 32]:
             raise InputError(f"seeds must lie in 0 .. 2^32 - 1, got {bad[0]}")
+        if len(prompts) % self._row_devices:
+            raise InputError(
+                f"{len(prompts)} prompts do not divide over {self._row_devices} devices (data x "
+                "fsdp of the mesh)"
+            )
         clockwork = _Stopwatch(timings)
-        batch, groups, table_rows = collate(self.config, prompts, clock=clock)
+        batch, groups, table_rows = collate(self.config, prompts, clock=clock, media=self.media)
+        batch = self._spread_rows(batch)
         embeds = clockwork("encode_s", self.embed(batch, groups, table_rows))
-        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        keys = self._spread(jnp.stack([jax.random.key(seed) for seed in seeds]))
         state = self._prefill(
             spec,
             self.text_params,
@@ -248,7 +305,7 @@ class LatentOmni:
         )
         clockwork("prefill_s", state.token)
         media = media_mask(self.latent, batch.roles)
-        states = None if given is None else self._given(spec, given, len(prompts))
+        states = None if given is None else self._spread(self._given(spec, given, len(prompts)))
         streams = [_TextStream(self.tokenizer) for _ in prompts]
         step = _STREAM_STEP if on_text else spec.max_positions
         for limit in range(step, spec.max_positions + step, step):
@@ -329,11 +386,21 @@ class LatentOmni:
             token_ids=[int(i) for i in generation.token_ids],
             latent_blocks=int(np.sum(generation.token_ids == self.latent.trigger_id)),
             latent_steps=int(np.sum(generation.token_ids == self.latent.pad_id)),
-            prompt_tokens=self._prompt_tokens(parts, clock),
+            prompt_tokens=self.prompt_tokens(parts, clock),
             timings={name: round(value, 4) for name, value in timings.items()},
             device=f"{jax.devices()[0].device_kind} x{jax.device_count()}",
             generation=generation,
         )
+
+    def prompt_tokens(self, parts: Sequence[Part], clock: Clock = "true") -> dict[str, int]:
+        """How many positions of a prompt are text, video (or image) and audio. Raises InputError
+        where it cannot be laid out."""
+        row = lay_out(self.config, parts, clock)
+        return {
+            "text": row.count(Role.PROMPT_TEXT),
+            "video": row.count(Role.PROMPT_VIDEO),
+            "audio": row.count(Role.PROMPT_AUDIO),
+        }
 
     def with_latent(self, **changes: Any) -> LatentOmni:
         """The same weights and programs with another `LatentSpec`, for probes and sweeps."""
@@ -352,13 +419,20 @@ class LatentOmni:
         name = "audio" if isinstance(group, AudioGroup) else "vision"
         return {name: self.params[name]}
 
-    def _prompt_tokens(self, parts, clock) -> dict[str, int]:
-        row = lay_out(self.config, parts, clock)
-        return {
-            "text": row.count(Role.PROMPT_TEXT),
-            "video": row.count(Role.PROMPT_VIDEO),
-            "audio": row.count(Role.PROMPT_AUDIO),
-        }
+    @property
+    def _row_devices(self) -> int:
+        """How many devices share the rows of a batch."""
+        return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    def _spread(self, x, axis: int = 0):
+        """An array with its rows on the devices that compute them, where they divide evenly."""
+        if self.mesh is None or not np.ndim(x) or x.shape[axis] % self._row_devices:
+            return x
+        return jax.device_put(x, row_sharding(self.mesh, axis))
+
+    def _spread_rows(self, batch: Batch) -> Batch:
+        axes = {"position_ids": 1}
+        return Batch(**{k: self._spread(x, axes.get(k, 0)) for k, x in batch._asdict().items()})
 
     def _text_ids(self, tokens: np.ndarray) -> list[int]:
         return [int(i) for i in tokens if i >= 0 and i != self.latent.pad_id]

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from latentomni_jax.backbone.axes import CACHE_SPEC, ENCODER_RULES, RULES
 from latentomni_jax.backbone.config import ThinkerConfig
@@ -57,6 +58,15 @@ def param_shardings(
     }
 
 
-def cache_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of the stacked decode cache: batch over data and fsdp, kv heads over tensor."""
-    return NamedSharding(mesh, CACHE_SPEC)
+def cache_sharding(mesh: Mesh, *, scan_layers: bool = True) -> NamedSharding:
+    """Sharding of the decode cache: batch over data and fsdp, kv heads over tensor.
+
+    Args:
+      scan_layers: of the stacked cache; otherwise of every layer's own, see `text.make_cache`.
+    """
+    return NamedSharding(mesh, CACHE_SPEC if scan_layers else P(*CACHE_SPEC[1:]))
+
+
+def row_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Sharding of arrays whose `axis` counts the rows of a batch: over data and fsdp."""
+    return NamedSharding(mesh, P(*(None,) * axis, CACHE_SPEC[1]))

@@ -106,8 +106,9 @@ def answer_all(
 
 
 def read_part(model: LatentOmni, path: Path, kind: str) -> Part:
-    """A clip as a model is given it. Raises InputError where it is unreadable."""
-    return clip_part(read_clip(path, model.media, video=kind != "audio"), model.media)
+    """A clip as a model is given it, pixels as they are, since many are kept at a time. Raises
+    InputError where it is unreadable."""
+    return clip_part(read_clip(path, model.media, video=kind != "audio"), model.media, pixels=True)
 
 
 def prompt_of(

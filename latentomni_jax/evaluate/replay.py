@@ -41,7 +41,7 @@ def replay(
 ) -> Replay:
     """The pass that equals a generation. Raises InputError as `LatentOmni.generate` does."""
     spec, ids = model.latent, np.asarray(generation.token_ids)
-    batch, groups, table = collate(model.config, [prompt], clock=clock)
+    batch, groups, table = collate(model.config, [prompt], clock=clock, media=model.media)
     length = int(batch.lengths[0])
     before = model.embed(batch, groups, table)[:, :length]
     after = model.thinker.apply({"params": model.text_params}, jnp.asarray(ids), method="embed")

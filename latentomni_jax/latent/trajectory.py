@@ -7,6 +7,7 @@ ids to find it again.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,6 +29,7 @@ from latentomni_jax.layout import (
     InputError,
     LatentPart,
     LatentSpec,
+    MediaSpec,
     Part,
     Role,
     TextPart,
@@ -147,11 +149,13 @@ def collate(
     *,
     clock: Clock = "true",
     length: int | None = None,
+    media: MediaSpec | None = None,
 ) -> tuple[Batch, list[VisionGroup | AudioGroup], int]:
     """Rows of one batch, the encoder calls they need, and the size of the feature table.
 
     Args:
       length: S; default is the bucket of the longest row.
+      media: how pixels become patches; needed where parts hold them as they are (u8).
 
     Returns:
       The batch, the groups with their offsets into the table, and the table's static row count.
@@ -177,7 +181,7 @@ def collate(
         for item, part in enumerate(parts):
             mine = row.items == item
             for role, make in (
-                (Role.PROMPT_VIDEO, _vision_groups),
+                (Role.PROMPT_VIDEO, functools.partial(_vision_groups, media=media)),
                 (Role.PROMPT_AUDIO, _audio_groups),
             ):
                 places = np.flatnonzero(mine & (row.roles == role))
@@ -228,7 +232,7 @@ def _audio_tokens(mel: np.ndarray) -> int:
     return count
 
 
-def _vision_groups(config, part, offset):
+def _vision_groups(config, part, offset, media):
     """Frames of one item in encoder calls of one shape; table row of each merged token."""
     time, height, width = part.grid
     vision = config.vision
@@ -238,11 +242,20 @@ def _vision_groups(config, part, offset):
     size = min(bucket(time, _GROUP_SIZES), fitting, 8)
     per_frame = padded // vision.merge_size**2
     by_frame = part.patches.reshape(time, height * width, -1)[:, layout.order]
+    scale = shift = None
+    if by_frame.dtype == np.uint8:
+        if media is None:
+            raise InputError("the parts hold pixels (u8), but no MediaSpec is given")
+        scale, shift = media.normalisation()
     groups = []
     for start in range(0, time, size):
         real = by_frame[start : start + size]
         patches = np.zeros((size, padded, by_frame.shape[-1]), np.float32)
-        patches[: len(real), : layout.length] = real
+        inside = patches[: len(real), : layout.length]
+        inside[...] = real
+        if scale is not None:  # here, so that a clip's floats never exist all at once
+            inside *= scale
+            inside += shift
         lengths = np.zeros(size, np.int32)
         lengths[: len(real)] = layout.length
         repeated = (

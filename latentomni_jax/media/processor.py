@@ -32,27 +32,24 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def clip_part(
-    clip: Clip, spec: MediaSpec, *, nominal_clock: bool = False, compact: bool = False
+    clip: Clip, spec: MediaSpec, *, nominal_clock: bool = False, pixels: bool = False
 ) -> VisionPart | AudioPart:
     """The encoders' view of a clip.
 
     Args:
       nominal_clock: date the temporal patches by the sampling rate, as the reference does, and
         not by the frames' own timestamps.
-      compact: patches u8 as the pixels are and mel f16, what the feature cache keeps, instead of
-        f32 normalised patches and f32 mel.
+      pixels: patches u8 as the pixels are, a quarter of the memory, instead of f32 normalised.
 
     Raises:
       InputError: the clip holds neither pictures nor sound.
     """
     mel = None if clip.audio is None else log_mel(clip.audio, spec)
-    if compact and mel is not None:
-        mel = mel.astype(np.float16)
     if clip.frames is None:
         if mel is None:
             raise InputError("a clip without pictures and without sound: nothing to show the model")
         return AudioPart(mel)
-    patches, grid = (pixel_patches if compact else patchify)(clip.frames, spec)
+    patches, grid = (pixel_patches if pixels else patchify)(clip.frames, spec)
     if clip.is_image or nominal_clock:
         seconds = np.arange(grid[0], dtype=np.float32) * (spec.temporal_patch_size / spec.fps)
     else:

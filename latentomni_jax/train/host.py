@@ -61,21 +61,26 @@ class StopSignal:
 
     With several processes the signal reaches them at different steps; there JAX's preemption
     service agrees on one (it catches SIGTERM itself).
+
+    Args:
+      first: what is done before the end, for the message.
+      alone: this process ends by itself; default is where there are no others.
     """
 
-    def __init__(self):
-        self.asked = False
+    def __init__(self, first: str = "saving a checkpoint", *, alone: bool | None = None):
+        self.first, self.asked = first, False
+        self.alone = jax.process_count() == 1 if alone is None else alone
         self.previous: dict[int, Any] = {}
 
     def __enter__(self):
-        if jax.process_count() == 1:
+        if self.alone:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self.previous[number] = signal.signal(number, self._ask)
         return self
 
     def is_asked(self, step: int) -> bool:
         """Whether the run is to end after this step."""
-        if jax.process_count() == 1:
+        if self.alone:
             return self.asked
         return multihost_utils.reached_preemption_sync_point(step)
 
@@ -83,7 +88,7 @@ class StopSignal:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        _LOG.warning("signal %d: saving a checkpoint, then stopping", number)
+        _LOG.warning("signal %d: %s, then stopping", number, self.first)
 
     def __exit__(self, *error):
         for number, handler in self.previous.items():

@@ -1,9 +1,12 @@
-"""A process that computes on CPU keeps the memory of its steps."""
+"""A process that computes on CPU keeps the memory of its steps; one that is alone ends alone."""
 
+import os
+import signal
 import subprocess
 import sys
 import types
 
+import jax
 import pytest
 
 from latentomni_jax.train import host
@@ -52,3 +55,13 @@ def test_where_an_accelerator_may_compute_nothing_is_changed(monkeypatch, platfo
     config = types.SimpleNamespace(jax_platforms=platforms)
     monkeypatch.setattr(host, "jax", types.SimpleNamespace(config=config))
     assert not host.keep_freed_memory()
+
+
+def test_a_process_that_is_alone_asks_no_others_whether_to_end(monkeypatch, caplog):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)  # as on a pod
+    before = signal.getsignal(signal.SIGTERM)
+    with host.StopSignal("finishing", alone=True) as stop:
+        assert not stop.is_asked(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.is_asked(1) and "finishing, then stopping" in caplog.text
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,101 @@
+"""What `answer` and `generate` share: how a model decodes, as arguments."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from typing import Any
+
+from latentomni_jax.latent.decode import DecodeSpec
+from latentomni_jax.layout import LatentSpec
+
+_OPTIONS = ("latents", "max_blocks", "max_new_tokens", "temperature", "top_k", "top_p")
+
+
+def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
+    """Latent reasoning, decoding, dtype and width of the weights."""
+    defaults = {field.name: field.default for field in dataclasses.fields(DecodeSpec)}
+    latents = parser.add_argument_group("latent reasoning")
+    latents.add_argument(
+        "--latents",
+        choices=("auto", "force", "off"),
+        default=defaults["latents"],
+        help="auto: the model opens latent blocks when it wants to (default); force: the answer "
+        "begins with one; off: text only",
+    )
+    latents.add_argument(
+        "--max-blocks",
+        type=int,
+        default=defaults["max_blocks"],
+        metavar="N",
+        help="latent blocks the answer may have (default %(default)s)",
+    )
+    for modality in ("visual", "audio"):
+        latents.add_argument(
+            f"--k-{modality}",
+            type=int,
+            metavar="N",
+            help=f"{modality} slots of a block; default is what the checkpoint was trained with",
+        )
+    sampling = parser.add_argument_group("decoding")
+    sampling.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=defaults["max_new_tokens"],
+        metavar="N",
+        help="text tokens at most; latent slots do not count (default %(default)s)",
+    )
+    sampling.add_argument(
+        "--temperature",
+        type=float,
+        default=defaults["temperature"],
+        metavar="T",
+        help="0 takes the likeliest token (default); larger draws more freely",
+    )
+    sampling.add_argument(
+        "--top-k",
+        type=int,
+        default=defaults["top_k"],
+        metavar="N",
+        help="draw from the N likeliest",
+    )
+    sampling.add_argument(
+        "--top-p",
+        type=float,
+        default=defaults["top_p"],
+        metavar="P",
+        help="draw from the likeliest tokens that together have probability P",
+    )
+    sampling.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        help="of weights and computation; default is the checkpoint's",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("int8",),
+        help="hold the matrices of decoder layers and head in 8 bits, with a scale for each output",
+    )
+
+
+def decoding_options(
+    args: argparse.Namespace, stored: LatentSpec
+) -> tuple[dict[str, Any], LatentSpec]:
+    """Options of `LatentOmni.generate`, and the checkpoint's spec with the slots asked for.
+
+    Raises:
+      InputError: values that cannot be.
+    """
+    slots = {"num_visual": args.k_visual, "num_audio": args.k_audio}
+    latent = dataclasses.replace(stored, **{k: v for k, v in slots.items() if v is not None})
+    options = {name: getattr(args, name) for name in _OPTIONS}
+    DecodeSpec(spec=latent, **options)
+    if latent != stored:
+        print(f"K overridden: {_slots(stored)} -> {_slots(latent)}", file=sys.stderr)
+    return options, latent
+
+
+def _slots(spec: LatentSpec) -> str:
+    return f"{spec.num_visual}+{spec.num_audio}"

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -16,7 +17,7 @@ from latentomni_jax.pod.chips import Topology
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BITS = {
     "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32,
-    "s64": 64, "u64": 64, "bf16": 16, "f16": 16, "f32": 32, "f64": 64,
+    "s64": 64, "u64": 64, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "token": 0,
 }  # fmt: skip
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
@@ -55,6 +56,7 @@ def read_collectives(
 
     A loop's body counts as often as it runs. A collective that computation goes on beside is
     written three times, where it starts, beside the computation and where it ends: it counts once.
+    Between slices a collective is the runtime's: the text has that a chip sends and receives.
 
     Args:
       open_loops: how often to count the body of a loop whose end depends on data.
@@ -73,15 +75,18 @@ def read_collectives(
         ):
             continue
         for line in lines:
-            kind = line.op.removesuffix("-start")
+            between = _between_slices(line)
+            kind = between or line.op.removesuffix("-start")
             if kind not in KINDS or count == 0 or line.op.endswith("-done"):
                 continue
             if count is None:
                 raise ValueError(f"{name}: a {kind} in a loop of unknown length")
             if "all-reduce-scatter" in name:
                 kind = "reduce-scatter"  # libtpu's form of it: an all-reduce and a slice, fused
-            groups = _groups(line.rest, len(devices))
-            group = max(groups, key=len)
+            if between:
+                group = _one_of_each_slice(devices)
+            else:
+                group = max(_groups(line.rest, len(devices)), key=len)
             if len(group) < 2:
                 continue
             size = _size(kind, line)
@@ -101,6 +106,17 @@ def read_collectives(
                 )
             )
     return found
+
+
+def _between_slices(line: _Line) -> str | None:
+    """The kind of a collective between slices, of which the text has what is received."""
+    found = re.search(r'_xla_megascale_transfer_type="(\w+)"', line.rest)
+    return found.group(1).lower().replace("_", "-") if found and line.op == "recv" else None
+
+
+def _one_of_each_slice(devices: list[Any]) -> list[int]:
+    """Numbers of the first chip and of those at its place in the other slices."""
+    return [i for i, device in enumerate(devices) if device.coords == devices[0].coords]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,6 +246,8 @@ def _size(kind: str, line: _Line) -> int:
         return arrays[0]  # then its copy, and two flags
     if line.op == "all-gather-start":
         return max(arrays)
+    if line.op == "recv":
+        return arrays[0]  # then a context
     if kind == "reduce-scatter" and line.op == "reduce-scatter":
         raise ValueError("a reduce-scatter of its own")  # libtpu fuses it; see the caller
     return sum(arrays)

@@ -89,9 +89,11 @@ one_of() {
   return 1
 }
 
-# The training command, with WORKDIR and settings; the same on every host.
+# The training command, with WORKDIR and settings; the same on every host. What was compiled is kept
+# too: started again after a preemption, hosts read their programs.
 train_command() {
-  local setting command="python -m latentomni_jax train --pod --config $CONFIG --workdir /bucket/$NAME"
+  local setting command="env JAX_COMPILATION_CACHE_DIR=/bucket/$NAME/compiled"
+  command+=" python -m latentomni_jax train --pod --config $CONFIG --workdir /bucket/$NAME"
   if [ "$SLICES" -gt 1 ]; then command+=" --set mesh.data=$SLICES"; fi
   for setting in $SETTINGS; do command+=" --set $setting"; done
   echo "$command"

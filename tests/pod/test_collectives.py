@@ -79,6 +79,27 @@ def test_sums_over_known_axes_have_their_bytes(mesh):
 
 
 @pytest.mark.tpu_compile
+def test_gradients_between_slices_are_counted(mesh):
+    """Summed inside a slice first, so that a chip sends its part alone."""
+    topology = Topology.parse("2*v5e:2x2")
+    two = topology.mesh(data=2)
+
+    def gradient(x, w):
+        grads = jax.grad(lambda w: jnp.sum((x @ w) ** 2))(w)
+        return jax.lax.with_sharding_constraint(grads, NamedSharding(two, jax.P("fsdp")))
+
+    rows = shaped(two, (ROWS, WIDTH), ("data", "fsdp"))
+    with jax.set_mesh(two):
+        lowered = jax.jit(gradient).lower(rows, shaped(two, (WIDTH, WIDTH), "fsdp"))
+    found = certify("test", Traced(lowered, 0.0, 0.0, "a test"), two, topology)
+    by_axes = {one.axes: one for one in found.collectives if one.kind != "all-gather"}
+    assert set(by_axes) == {("fsdp",), ("data",)}
+    between = by_axes["data",]
+    assert (between.kind, between.size) == ("all-reduce", WIDTH * WIDTH * 2 // 4)
+    assert between.seconds == pytest.approx(between.size / CHIPS["v5e"].network)
+
+
+@pytest.mark.tpu_compile
 def test_a_loop_whose_end_depends_on_data_is_counted_as_told(mesh):
     def run(x):
         def body(x):

@@ -27,13 +27,21 @@ from latentomni_jax.latent.examples import empty_batch
 from latentomni_jax.latent.options import Objective
 from latentomni_jax.latent.sync import init_sync
 from latentomni_jax.layout import BatchShape, InputError, TrainBatch
+from latentomni_jax.pod.traffic import (
+    WIDTH,
+    activation_bytes,
+    attention_width,
+    bytes_on_chip,
+    matrix_weights,
+    row_share,
+    step_traffic,
+)
 from latentomni_jax.train.config import Run
-from latentomni_jax.train.flops import step_flops
-from latentomni_jax.train.state import new_state, split, state_shardings
+from latentomni_jax.train.flops import audio_flops, step_flops, vision_flops
+from latentomni_jax.train.state import new_state, state_shardings
 from latentomni_jax.train.step import BATCH_AXES, abstract_batch, jit_step
 
-_WIDTH = 2  # bytes of bf16
-_FRAMES, _PATCHES = 8, 640  # of a call of the vision encoder, see latent.trajectory
+_FRAMES, _PATCHES, _CHUNKS = 8, 640, 8  # of a call of the encoders, see latent.trajectory
 
 
 class Traced(NamedTuple):
@@ -108,7 +116,7 @@ def trace_step(config: ThinkerConfig, mesh: Mesh, training: Training) -> Traced:
     return Traced(
         lowered,
         row * rows,
-        _step_traffic(config, mesh, t, params, passes),
+        step_traffic(config, mesh, t.run, params, t.rows, t.micro, t.shape.tokens, passes),
         f"{t.micro} x {t.rows} rows of {t.shape.tokens}",
         recomputed=(again - row) * rows if t.run.raw.model.remat == "full" else 0.0,
     )
@@ -121,11 +129,13 @@ def trace_prefill(config: ThinkerConfig, mesh: Mesh, serving: Serving) -> Traced
         step = jax.jit(functools.partial(decoding.prefill, thinker, serving.spec))
         lowered = step.lower(params, *inputs)
     text, rows, s = config.text, serving.rows, serving.prompt
-    flops = rows * (2 * s * _layers(config) + 2 * text.num_layers * _attention_width(config) * s**2)
+    flops = rows * (
+        2 * s * matrix_weights(config) + 2 * text.num_layers * attention_width(config) * s**2
+    )
     return Traced(
         lowered,
         flops + 2 * rows * text.hidden_size * text.vocab_size,
-        _bytes_on_chip(params) + s * _row_share(mesh, rows) * _activation_bytes(config, mesh),
+        bytes_on_chip(params) + s * row_share(mesh, rows) * activation_bytes(config, mesh),
         f"{rows} prompts of {s}",
         beside=_beside(config, mesh, serving, params),
     )
@@ -146,14 +156,14 @@ def trace_decode(config: ThinkerConfig, mesh: Mesh, serving: Serving) -> Traced:
         lowered = step.lower(params, lengths, state._replace(cache=cache), limit)
     text = config.text
     seen = serving.prompt + serving.spec.capacity
-    row = 2 * (_layers(config) + text.hidden_size * text.vocab_size)
-    row += 4 * text.num_layers * _attention_width(config) * seen
-    table = math.prod((text.vocab_size, text.hidden_size)) * _WIDTH / mesh.shape["tensor"]
+    row = 2 * (matrix_weights(config) + text.hidden_size * text.vocab_size)
+    row += 4 * text.num_layers * attention_width(config) * seen
+    table = math.prod((text.vocab_size, text.hidden_size)) * WIDTH / mesh.shape["tensor"]
     return Traced(
         lowered,
         serving.rows * row,
         # A row of the embedding table is read, not the table, unless it is the head too.
-        _bytes_on_chip(params) - (0 if text.tie_embeddings else table) + _bytes_on_chip(cache),
+        bytes_on_chip(params) - (0 if text.tie_embeddings else table) + bytes_on_chip(cache),
         f"{serving.rows} rows, {seen} positions of cache",
         beside=_beside(config, mesh, serving, params),
         open_loops=1,
@@ -161,30 +171,39 @@ def trace_decode(config: ThinkerConfig, mesh: Mesh, serving: Serving) -> Traced:
 
 
 def trace_encode(config: ThinkerConfig, mesh: Mesh, serving: Serving) -> Traced:
-    """The vision encoder over one group of frames."""
+    """Both encoders, over a group of frames and one of chunks of sound."""
     thinker = Thinker(config, dtype=jnp.bfloat16, platform="tpu")
-    params = _params(config, mesh, serving.weights, ("vision",))
+    params = _params(config, mesh, serving.weights, ("vision", "audio"))
+    vision, audio = config.vision, config.audio
     everywhere = NamedSharding(mesh, jax.P())
-    merged = _PATCHES // config.vision.merge_size**2
-    shapes = (
-        ((_FRAMES, _PATCHES, config.vision.patch_dim), jnp.bfloat16),
-        ((_FRAMES, _PATCHES, 2), jnp.int32),
-        ((_FRAMES, _PATCHES), jnp.int32),
-        ((_FRAMES, merged), jnp.int32),
-        ((_FRAMES,), jnp.int32),
+
+    def given(*shape, dtype: Any = jnp.int32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
+
+    frames = (
+        given(_FRAMES, _PATCHES, vision.patch_dim, dtype=jnp.bfloat16),
+        given(_FRAMES, _PATCHES, 2),
+        given(_FRAMES, _PATCHES),
+        given(_FRAMES, _PATCHES // vision.merge_size**2),
+        given(_FRAMES),
     )
-    group = [jax.ShapeDtypeStruct(*one, sharding=everywhere) for one in shapes]
+    sound = (
+        given(_CHUNKS, audio.chunk_frames, audio.num_mel_bins, dtype=jnp.float32),
+        given(_CHUNKS),
+    )
+
+    def encode(params, frames, sound):
+        seen = thinker.apply({"params": params}, *frames, method="encode_vision")
+        return seen, thinker.apply({"params": params}, *sound, method="encode_audio")
+
     with jax.set_mesh(mesh):
-        encode = jax.jit(lambda p, *xs: thinker.apply({"params": p}, *xs, method="encode_vision"))
-        lowered = encode.lower(params, *group)
-    vision = config.vision
-    width, tokens = vision.hidden_size, _FRAMES * _PATCHES
-    flops = 2 * tokens * vision.depth * width * (4 * width + 3 * vision.intermediate_size)
+        lowered = jax.jit(encode).lower(params, frames, sound)
     return Traced(
         lowered,
-        flops,
-        _bytes_on_chip(params),
-        f"{_FRAMES} frames of {_PATCHES} patches",
+        vision_flops(vision, np.full(_FRAMES, _PATCHES))
+        + audio_flops(audio, np.full(_CHUNKS, audio.chunk_frames)),
+        bytes_on_chip(params),
+        f"{_FRAMES} frames of {_PATCHES} patches, {_CHUNKS} chunks of sound",
         beside=_beside(config, mesh, serving, params),
     )
 
@@ -248,63 +267,7 @@ def _full_row(config: ThinkerConfig, options: Objective, shape: BatchShape) -> T
     )
 
 
-# ---------------------------------------------------------------------------- arithmetic
-
-
-def _bytes_on_chip(tree: Any) -> float:
-    """Of abstract arrays with shardings."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-    )
-
-
 def _beside(config: ThinkerConfig, mesh: Mesh, serving: Serving, params: Any) -> float:
     """Bytes on a chip of the towers that are not among the parameters of a program."""
     towers = ("text", "vision", "audio")
-    return _bytes_on_chip(_params(config, mesh, serving.weights, towers)) - _bytes_on_chip(params)
-
-
-def _layers(config: ThinkerConfig) -> int:
-    """Weights of the decoder's matrices, which is half a position's FLOPs in them."""
-    text = config.text
-    heads = (2 * text.num_heads + 2 * text.num_kv_heads) * text.head_dim
-    return text.num_layers * text.hidden_size * (heads + 3 * text.intermediate_size)
-
-
-def _attention_width(config: ThinkerConfig) -> int:
-    return config.text.num_heads * config.text.head_dim
-
-
-def _row_share(mesh: Mesh, rows: int) -> float:
-    return rows / (mesh.shape["data"] * mesh.shape["fsdp"])
-
-
-def _activation_bytes(config: ThinkerConfig, mesh: Mesh, width: int = _WIDTH) -> float:
-    """What a position's matrix products read and write in the decoder, on one chip."""
-    text = config.text
-    heads = (2 * text.num_heads + 2 * text.num_kv_heads) * text.head_dim
-    inner = (heads + 4 * text.intermediate_size) / mesh.shape["tensor"]
-    return width * text.num_layers * (4 * text.hidden_size + inner)
-
-
-def _step_traffic(
-    config: ThinkerConfig, mesh: Mesh, t: Training, params: Any, passes: int
-) -> float:
-    """Gathered weights and the products' operands of every pass, and the optimiser's state.
-
-    A pass reads the weights: forward, recomputed under remat "full", once for the gradient of its
-    inputs and once for that of weights that train; activations likewise. The optimiser reads
-    gradient, two moments and a master, and writes three of them.
-    """
-    model = t.run.raw.model
-    width = jnp.dtype(model.dtype).itemsize
-    trained, kept = split(params, t.run.frozen)
-    behind = kept["text"] if model.lora_rank else {}  # gradients pass through it, to adapters
-    sizes = [sum(math.prod(x.shape) for x in jax.tree.leaves(tree)) for tree in (trained, kept)]
-    behind = sum(math.prod(x.shape) for x in jax.tree.leaves(behind))
-    passes += 3 if model.remat == "full" else 2
-    weights = (passes + 1) * sizes[0] + passes * behind + (sizes[1] - behind)
-    rows = _row_share(mesh, t.rows)
-    moved = (passes + 1) * rows * t.shape.tokens * _activation_bytes(config, mesh, width)
-    chips = mesh.shape["fsdp"] * mesh.shape["tensor"]
-    return t.micro * (width * weights / mesh.shape["tensor"] + moved) + 7 * 4 * sizes[0] / chips
+    return bytes_on_chip(_params(config, mesh, serving.weights, towers)) - bytes_on_chip(params)

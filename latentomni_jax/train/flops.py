@@ -9,9 +9,11 @@ Not counted: recomputation, padding, element-wise work.
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Int
 
 from latentomni_jax.backbone.config import AudioConfig, ThinkerConfig, VisionConfig
-from latentomni_jax.layout import RowMedia, TrainBatch
+from latentomni_jax.backbone.types import Array
+from latentomni_jax.layout import TrainBatch
 
 # Dense bf16 peak of a device in FLOP/s, by a piece of its `device_kind`; vendors' data sheets.
 PEAKS = {
@@ -60,14 +62,16 @@ def step_flops(
     total = (2 if adapters else 3) * products + 3 * (scores + head)
     total += extra_passes * (products + scores)
     for rows, times in ((batch.prompt, 3), (batch.segments, 1)):  # segments get no gradient
-        total += (1 if "vision" in frozen else times) * _frame_flops(config.vision, rows)
-        total += (1 if "audio" in frozen else times) * _sound_flops(config.audio, rows)
+        total += (1 if "vision" in frozen else times) * vision_flops(
+            config.vision, rows.patch_lengths
+        )
+        total += (1 if "audio" in frozen else times) * audio_flops(config.audio, rows.mel_lengths)
     return total
 
 
-def _frame_flops(vision: VisionConfig, rows: RowMedia) -> float:
-    """Forward pass of the vision encoder."""
-    patches = np.asarray(rows.patch_lengths, np.float64)
+def vision_flops(vision: VisionConfig, patch_lengths: Int[Array, "*G"]) -> float:
+    """Forward pass of the vision encoder over frames of so many patches."""
+    patches = np.asarray(patch_lengths, np.float64)
     width = vision.hidden_size
     per_patch = vision.patch_dim * width
     per_patch += vision.depth * width * (4 * width + 3 * vision.intermediate_size)
@@ -80,9 +84,9 @@ def _frame_flops(vision: VisionConfig, rows: RowMedia) -> float:
     )
 
 
-def _sound_flops(audio: AudioConfig, rows: RowMedia) -> float:
-    """Forward pass of the audio encoder."""
-    width, steps = audio.hidden_size, np.asarray(rows.mel_lengths, np.float64) / 2
+def audio_flops(audio: AudioConfig, mel_lengths: Int[Array, "*C"]) -> float:
+    """Forward pass of the audio encoder over chunks of so many mel frames."""
+    width, steps = audio.hidden_size, np.asarray(mel_lengths, np.float64) / 2
     per_step = audio.num_layers * width * (4 * width + 2 * audio.intermediate_size)
     per_step += 6 * audio.num_mel_bins * width + 3 * width**2 + width * audio.out_hidden_size / 2
     return 2 * per_step * steps.sum() + 4 * audio.num_layers * width * (steps**2).sum()

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-# Whole programs take the compiler long: one chip by default, the others with the slow tests.
+# Programs take the compiler long: one kind of chip by default, the others with the slow tests.
 FOUR_CHIPS = [
     "v5e:2x2",
     *(pytest.param(t, marks=pytest.mark.slow) for t in ("v6e:2x2", "v5p:2x2x1")),
+]
+ONE_CHIP = [
+    "v5e:1x1",
+    *(pytest.param(t, marks=pytest.mark.slow) for t in ("v6e:1x1", "v5p:1x1x1")),
 ]
 
 

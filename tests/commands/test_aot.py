@@ -89,7 +89,7 @@ KEPT = json.loads((ROOT / "docs" / "pods.json").read_text())
 @pytest.mark.parametrize(
     ("command", "programs"),
     [
-        (next(iter(KEPT)), ("prefill", "decode")),
+        (next(iter(KEPT)), ("decode",)),
         *(pytest.param(command, None, marks=pytest.mark.slow) for command in KEPT),
     ],
 )

@@ -80,7 +80,9 @@ def test_exactly_one_option_is_true_and_it_is_the_answer(dial):
     assert asked == set(questions.TYPES)
 
 
-@pytest.mark.parametrize("dial", DIALS)
+@pytest.mark.parametrize(
+    "dial", [pytest.param(d, marks=[pytest.mark.slow] if d != "easy" else []) for d in DIALS]
+)
 def test_one_modality_guesses_at_chance(dial):
     """1,800 questions are guessed: the deviation of the mean is 1 %; of a test split 1.2 %."""
     fresh, test = build.measure(samples.World.of(3000 if dial == "easy" else 100, 0, DIALS[dial]))
@@ -91,7 +93,13 @@ def test_one_modality_guesses_at_chance(dial):
         assert abs(test[view]["all"] - 0.25) < 0.05 or dial != "easy"
 
 
-@pytest.mark.parametrize("leak", ["the last sound", "the left place", "the letter"])
+@pytest.mark.parametrize(
+    "leak",
+    [
+        "the last sound",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("the left place", "the letter")),
+    ],
+)
 def test_a_world_that_one_modality_gives_away_is_refused(leak):
     """Each of these must be found by the view that can see it."""
     rng, items = np.random.default_rng(0), []

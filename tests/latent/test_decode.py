@@ -126,7 +126,12 @@ def ids_before_slots(ids, spec):
 
 
 @pytest.mark.parametrize(
-    ("latents", "flow"), [("auto", "open"), ("off", "open"), ("auto", "bottleneck")]
+    ("latents", "flow"),
+    [
+        ("auto", "open"),
+        pytest.param("off", "open", marks=pytest.mark.slow),
+        pytest.param("auto", "bottleneck", marks=pytest.mark.slow),
+    ],
 )
 def test_rows_do_not_depend_on_their_batch(latents, flow):
     model = make_model(dataclasses.replace(SPEC, flow=flow), eager_trigger=True)

@@ -21,6 +21,10 @@ from tests.examples import MEDIA, SPEC, ExampleMaker, make_batch, mixed_examples
 from tests.reference import make_ported
 
 BOTTLENECK = dataclasses.replace(SPEC, flow="bottleneck")
+FLOWS = [
+    pytest.param(SPEC, id="open"),
+    pytest.param(BOTTLENECK, id="bottleneck", marks=pytest.mark.slow),
+]
 CONFIG, PARAMS = make_ported()
 THINKER = Thinker(CONFIG)
 
@@ -54,7 +58,7 @@ def fed_by(mode, spec=SPEC, **options):
     return np.asarray(fed)[there], np.asarray(hidden), np.asarray(z)[there]
 
 
-@pytest.mark.parametrize("spec", [SPEC, BOTTLENECK], ids=["open", "bottleneck"])
+@pytest.mark.parametrize("spec", FLOWS)
 def test_rollout_is_jacobi_to_the_end(spec):
     """Rows of 0, 1, 2 and 3 blocks; after 3 K + 1 passes nothing moves any more."""
     fed, hidden, z = fed_by("rollout", spec)
@@ -80,7 +84,7 @@ def test_one_block_needs_k_and_one_passes():
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-@pytest.mark.parametrize("spec", [SPEC, BOTTLENECK], ids=["open", "bottleneck"])
+@pytest.mark.parametrize("spec", FLOWS)
 def test_a_rollout_is_a_fixed_point(spec):
     """Fed the model's own states in place of anchors, the teacher's pass produces them again."""
     batch, embeds, _, mask = prepared(spec)

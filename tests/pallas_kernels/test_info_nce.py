@@ -18,6 +18,7 @@ from jax.test_util import check_grads
 from pallas_kernels.info_nce import tpu
 from pallas_kernels.info_nce.api import choose, info_nce
 from tests.processes import ROOT, environment
+from tests.topologies import ONE_CHIP
 
 SCALE = 1 / 0.07
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}
@@ -242,7 +243,7 @@ def compile_step(mesh, rows, width, dtype, axis_name=None):
 
 
 @pytest.mark.tpu_compile
-@pytest.mark.parametrize("topology", ["v5e:1x1", "v6e:1x1", "v5p:1x1x1"])
+@pytest.mark.parametrize("topology", ONE_CHIP)
 @pytest.mark.parametrize(
     ("rows", "width", "dtype"),
     [(24, 3584, jnp.bfloat16), (1111, 3584, jnp.float32), (1111, 128, jnp.bfloat16)],

@@ -14,6 +14,7 @@ from jax.test_util import check_grads
 from benchmarks.kernels import OSPE_SHAPES
 from pallas_kernels.ospe import tpu
 from pallas_kernels.ospe.api import ospe
+from tests.topologies import ONE_CHIP
 
 SHAPES = {
     "three blocks of the 3B": OSPE_SHAPES["3B, one row"],
@@ -24,7 +25,6 @@ SHAPES = {
     "no batch axis": (256,),
 }
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}
-CHIPS = ["v5e:1x1", "v6e:1x1", "v5p:1x1x1"]
 
 
 def formula(h, seconds, base=1e6):
@@ -108,7 +108,7 @@ def test_what_cannot_be_served_is_an_error(implementation, width, dtype, message
 
 
 @pytest.mark.tpu_compile
-@pytest.mark.parametrize("topology", CHIPS)
+@pytest.mark.parametrize("topology", ONE_CHIP)
 @pytest.mark.parametrize("implementation", ["auto", "tpu"])
 def test_forward_and_backward_are_one_read_and_one_write(implementation, topology, tpu_mesh):
     """Of XLA's fusion this is why it is the default: it is as good as the kernel."""

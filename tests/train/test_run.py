@@ -138,7 +138,7 @@ def test_gradients_that_are_not_finite_skip_the_step(small_config, tmp_path):
             ("objective.sync_features=encoder", "objective.latent_reduction=mean"),
             marks=pytest.mark.slow,
         ),
-        ("model.lora_rank=4",),
+        pytest.param(("model.lora_rank=4",), marks=pytest.mark.slow),  # test_notebooks.py has it
         pytest.param(("optimizer.name=muon",), marks=pytest.mark.slow),  # the demo's test has it
         ("model.dtype=bfloat16", "model.remat=full", "model.frozen=()"),
     ],

@@ -114,7 +114,9 @@ class Trainer:
         with jax.set_mesh(self.mesh), stop:
             state, shardings, begin = self._state()
             step_fn = self._step(self.run, shardings)
-            shapes = {str(shape): shape for shape in self.feed.plan.shapes_of(begin, steps)}
+            parts = self.config.accumulate
+            named = f"{parts} x {self.config.batch_size // parts} rows of"  # for people
+            shapes = {f"{named} {s}": s for s in self.feed.plan.shapes_of(begin, steps)}
             batches = {name: self._abstract(self.run, shape) for name, shape in shapes.items()}
             programs = Programs(step_fn, state, batches)
             late = writing.Late(self._writers(begin))

@@ -81,6 +81,8 @@ def section(command: str, found: list[dict]) -> list[str]:
         axes = ", ".join(f"{name} {n}" for name, n in one["mesh"].items() if n > 1)
         what = f"{one['program']}: {one['what']}" + f"; {axes}" * bool(axes)
         times = [f"{1e3 * one[f'{name}_s']:.1f}" for name in TIMES]
+        if one["memory"] is None:  # no program, and so no collectives
+            times[-1] = one["bound"] = "not known"
         seconds = f"{one['compile_s']:.0f} s" + ", quickly" * one["quick"]
         cells = [what, f"{one['total'] / 2**30:.2f} of {one['hbm'] / 2**30:.0f}", *times,
                  one["bound"], one["verdict"], seconds]  # fmt: skip

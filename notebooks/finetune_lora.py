@@ -54,8 +54,9 @@ if not (cache / "meta.json").is_file():
 # %% [markdown]
 # ## Train
 #
-# One row a micro-batch and the shortest shape (4,096 positions), so that a chip of 32 GB is enough
-# for the 3B. What a chip will say is known before, without one:
+# One row a micro-batch and the shortest shape (4,096 positions). A chip of 16 GB is too small
+# for the 3B all the same: embedding and head train too, and the compiler asks for 21.7 GiB. Whether
+# one of 32 GB is enough, ask before it is rented (this was not compiled to its end yet):
 #
 #     latentomni aot --config configs/qwen2_5_omni_3b.py --topology v6e:1x1 --program train \
 #       --tokens 4096 --set model.lora_rank=16 --set batch_size=8 --set accumulate=8

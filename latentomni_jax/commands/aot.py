@@ -6,6 +6,8 @@ import argparse
 import json
 import sys
 
+from latentomni_jax.layout import InputError
+
 EPILOG = """\
 examples:
   latentomni aot --config configs/qwen2_5_omni_7b.py --topology v5e:4x8
@@ -86,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         print(plans.describe())
     if args.search:
+        if args.program not in ("all", "train") or args.weights:
+            raise InputError("--search is for training: leave --program and --weights out")
         return _search(plans, args)
     fit = True
     for name in names:
@@ -110,7 +114,9 @@ def _search(plans, args: argparse.Namespace) -> int:
             print(json.dumps({"settings": one.settings, "seconds": one.seconds, **found.to_json()}))
         else:
             size = f"{found.peak / (1 << 30):.2f} GiB"
-            print(f"{found.verdict:<13}{size:>10}  at best {one.seconds:.2f} s a step  {settings}")
+            # What does not compile has no collectives to read.
+            speed = f"at best {one.seconds:.3g} s a step  " if found.memory else ""
+            print(f"{found.verdict:<13}{size:>10}  {speed}{settings}")
         if found.fits and (best is None or one.seconds < best.seconds):
             best = one
     if best is None:
@@ -148,8 +154,12 @@ def render(found) -> str:
     again = f" (+ {1e3 * found.recompute_s:.1f} again)" if found.recompute_s else ""
     lines.append(
         f"  at least  compute {1e3 * found.compute_s:.1f} ms{again}, "
-        f"memory {1e3 * found.memory_s:.1f} ms, network {1e3 * found.network_s:.1f} ms: "
-        f"bound by {found.bound}"
+        f"memory {1e3 * found.memory_s:.1f} ms, "
+        + (
+            f"network {1e3 * found.network_s:.1f} ms: bound by {found.bound}"
+            if found.memory
+            else "network not known"  # there is no program to read it from
+        )
     )
     for row in found.by_kind():
         lines.append(

@@ -135,8 +135,8 @@ def certify(
     """Compiles; a program that is too large makes a certificate that says so.
 
     Args:
-      quick: compile with little optimisation, which takes a fraction of the time: the collectives
-        are the same, the memory is that of a slightly other program.
+      quick: compile with little optimisation, which takes a fraction of the time. The partitioner
+        is the same; the memory is that of a slightly other program.
     """
     started = time.monotonic()
     memory, needed, found = None, None, ()

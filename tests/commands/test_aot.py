@@ -80,6 +80,9 @@ def test_what_stays_beside_a_program_is_counted_and_told():
         assert found.fits == (verdict == "fits")
         told = f"beside    {beside / GIB:.2f} GiB of other towers' weights; {12 + beside / GIB:.2f}"
         assert (told in text) == (beside > 0)
+    # What was refused has no program to read the network from.
+    refused = Certificate(**fields | {"memory": None, "needed": 20 * GIB}, beside=0)
+    assert "network not known" in render(refused) and "20.00 GiB wanted" in render(refused)
 
 
 KEPT = json.loads((ROOT / "docs" / "pods.json").read_text())
@@ -116,6 +119,7 @@ def test_the_table_is_what_the_compiler_says(latentomni, command, programs):
         (["--topology", "v5e:16x16"], "nearest: --set batch_size=256 --set accumulate=1"),
         (["--topology", "2*v5e:4x4"], "let mesh.data be 2"),
         (["--topology", "v5e:4x8", "--set", "model.preset=7b"], "qwen2_5_omni_7b"),
+        (["--topology", "v5e:4x8", "--search", "--weights", "int8"], "for training"),
         (
             ["--topology", "v5e:4x8", "--weights", "int8"],
             "int8 weights do not train; give --program",

@@ -36,9 +36,15 @@ DATA = [
     "tensorflow-datasets>=4.9.8",  # reads and writes records; TensorFlow itself is not needed
     "importlib-resources>=6.0",  # TFDS builders need it and do not ask for it
 ]
+INSTRUCT = [  # trajectories made by asking model servers
+    *DATA,
+    "apache-beam>=2.60",
+    "openai[aiohttp]>=2.0",
+    "jsonschema>=4.20",
+]
 REPORT = ["matplotlib>=3.8"]
 TEST = [
-    *DATA,
+    *INSTRUCT,
     *REPORT,
     "pytest>=8.0",
     "pytest-xdist>=3.6",
@@ -63,11 +69,13 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["latentomni_jax*", "data_pipeline*", "pallas_kernels*"]),
+    package_data={"data_pipeline.instruct": ["prompts/*.md", "*.html"]},
     install_requires=CORE,
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda12]>=0.10.2"],
         "data": DATA,
+        "instruct": INSTRUCT,
         "report": REPORT,
         "test": TEST,
         "dev": [*TEST, "ruff>=0.8", "pyright>=1.1.390", "codespell>=2.3"],

@@ -1,0 +1,134 @@
+"""Stage 2: the clip in segments, and what is seen and heard in each, given the question.
+
+The captioner is a model that gets frames and sound, each sense by itself; or with `--captioner
+text` the timed parts of the caption are shared out. Sentences of both senses are put in one order
+(the order is asked for, not the text, so that none can be lost or changed), and the whole is mended
+with the full caption.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.instruct import cut
+from data_pipeline.instruct.items import Caption, Failed, Item, Reason, Segment, Sense
+from data_pipeline.instruct.prompts import Media, request
+from data_pipeline.instruct.replies import Asker, seed_of
+from data_pipeline.instruct.settings import Settings
+from data_pipeline.instruct.stretches import stretches
+
+_JOB: dict[Sense, str] = {"video": "see", "audio": "hear"}
+
+
+def cut_clip(caption: Caption, videos: Path, directory: Path, settings: Settings) -> list[cut.Cut]:
+    """The caption's clip cut into files, once for all of its questions.
+
+    Args:
+      videos: folder that the caption's path is relative to. directory: of all cut clips.
+
+    Raises:
+      Failed: the clip cannot be read.
+    """
+    source = videos / caption.video
+    duration = cut.duration_of(source)
+    pieces = stretches(duration, caption.shots, settings.segment_seconds)
+    name = hashlib.sha256(repr((caption.video, pieces)).encode()).hexdigest()[:16]
+    return cut.cut(source, pieces, directory / name, settings.frames_per_second)
+
+
+async def describe(item: Item, ask: Asker, *, videos: Path, directory: Path) -> Item:
+    """Fills the item's segments."""
+    cuts = await asyncio.to_thread(cut_clip, item.caption, videos, directory, ask.settings)
+    duration = cuts[-1].end
+    done = await asyncio.gather(
+        *(_describe_one(item, ask, one, duration) for one in cuts), return_exceptions=True
+    )
+    for one in done:  # the first in order, whichever came first
+        if isinstance(one, BaseException):
+            raise one
+    segments = tuple(segment for segment, _ in done)  # pyright: ignore[reportGeneralTypeIssues]
+    if not any(segment.text for segment in segments):
+        raise Failed(Reason.CAPTION, "no timed caption tells of any segment")
+    models = {role: model for _, told in done for role, model in told.items()}
+    return dataclasses.replace(item, segments=segments, models=item.models | models)
+
+
+async def _describe_one(
+    item: Item, ask: Asker, one: cut.Cut, duration: float
+) -> tuple[Segment, dict[str, str]]:
+    seed = seed_of(ask.settings.seed, item.id, one.number)
+    times = {"start": f"{one.start:g}", "end": f"{one.end:g}"}
+    told: dict[str, str] = {}
+    found: dict[Sense, tuple[str, ...]]
+    if ask.settings.captioner == "text":
+        found = share_out(item.caption, one.start, one.end)
+    else:
+        assert item.question is not None
+        known = {"question": item.question.text, "answer": item.question.answer_text}
+        senses: list[Sense] = [
+            sense for sense, has in (("video", one.frames), ("audio", one.audio)) if has
+        ]
+        replies = await asyncio.gather(
+            *(
+                ask(request(_JOB[sense], media=_media(one, sense), **known, **times), seed)
+                for sense in senses
+            )
+        )
+        found = {s: tuple(r.data["sentences"]) for s, r in zip(senses, replies, strict=True)}
+        told["captioner"] = replies[0].model
+    segment = Segment(
+        number=one.number,
+        start=one.start,
+        end=one.end,
+        seen=found.get("video", ()),
+        heard=found.get("audio", ()),
+        captioner=ask.settings.captioner,
+    )
+    named = [(f"S{i}", text) for i, text in enumerate(segment.seen, 1)]
+    named += [(f"H{i}", text) for i, text in enumerate(segment.heard, 1)]
+    if not named:
+        return segment, told
+    order = [name for name, _ in named]
+    if segment.seen and segment.heard:
+        reply = await ask(
+            request("fuse", sentences=named), seed, functools.partial(check_order, names=order)
+        )
+        order, told["editor"] = reply.data["order"], reply.model
+    texts = dict(named)
+    fused = tuple(texts[name] for name in order)
+    piece = " ".join(fused)
+    asked = request(
+        "refine", caption=item.caption.text, piece=piece, duration=f"{duration:g}", **times
+    )
+    reply = await ask(asked, seed)
+    told["editor"] = reply.model
+    return dataclasses.replace(segment, fused=fused, text=reply.data["text"]), told
+
+
+def check_order(data: dict[str, Any], *, names: list[str]) -> None:
+    """Raises ValueError where a sentence is lost, or there twice."""
+    if sorted(data["order"]) != sorted(names):
+        lost = sorted(set(names) - set(data["order"]))
+        raise ValueError(f"the fused order loses {', '.join(lost)}")
+
+
+def share_out(caption: Caption, start: float, end: float) -> dict[Sense, tuple[str, ...]]:
+    """Timed parts of the caption that belong to a stretch: most of the part, or of the stretch.
+
+    What is told of both senses at once stands with what is seen.
+    """
+    found: dict[Sense, tuple[str, ...]] = {"video": (), "audio": ()}
+    for part in caption.timed:
+        shared = min(end, part.end) - max(start, part.start)
+        if shared >= 0.5 * min(part.end - part.start, end - start) and shared > 0:
+            found[part.sense or "video"] += (part.text,)
+    return found
+
+
+def _media(one: cut.Cut, sense: Sense) -> Media:
+    return Media(functools.partial(cut.payload, one, sense), cut.digest(one, sense))

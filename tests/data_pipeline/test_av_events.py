@@ -16,6 +16,8 @@ from configs.av_events_study import get_config as av_events_study
 from data_pipeline.av_events import build, captions, questions, render, samples, words
 from data_pipeline.av_events.check import _WORDS, require_both, require_no_leak, single_modality
 from data_pipeline.av_events.world import COLOURS, DIALS, Dial, Timeline, draw_timeline
+from data_pipeline.instruct.captions import read
+from data_pipeline.instruct.sources import write_av_events_captions
 from data_pipeline.trajectories import PAIR, read_jsonl
 from latentomni_jax.__main__ import main
 from latentomni_jax.layout import InputError, MediaSpec
@@ -241,6 +243,23 @@ def test_the_set_is_what_was_drawn(made, world):
     tokenizer = load_tokenizer(made / "tokenizer")
     text = "I listen for the tone low steady. The red disc is seen."
     assert tokenizer.decode(ids := tokenizer.encode(text)) == text and len(ids) < 18
+
+
+def test_a_set_can_be_read_as_captions(made, world, tmp_path):
+    count = write_av_events_captions(made, tmp_path / "rows.jsonl")
+    found = list(read(tmp_path / "rows.jsonl"))
+    assert [c.id for c in found] == [f"train-{i:05d}" for i in range(count)] and count == 10
+    for number, caption in enumerate(found):
+        assert (made / caption.video).is_file() and caption.facts == {"source": "AV-Events"}
+        truth = captions.captions(world.draw("train", number)[0])
+        for sense, parts in truth.items():
+            told = [(t.start, t.end, t.text) for t in caption.timed if t.sense == sense]
+            assert told == sorted(parts)
+    before = (tmp_path / "rows.jsonl").read_bytes()
+    write_av_events_captions(made, tmp_path / "rows.jsonl")
+    assert (tmp_path / "rows.jsonl").read_bytes() == before
+    with pytest.raises(InputError, match="incomplete or damaged"):
+        write_av_events_captions(made, tmp_path / "rows.jsonl", "validation")
 
 
 def test_lists_say_what_is_true():

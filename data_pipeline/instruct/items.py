@@ -183,7 +183,10 @@ class Item:
     models: dict[str, str] = dataclasses.field(default_factory=dict)  # role -> model that replied
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Without where the caption was read from, which differs between machines."""
+        data = dataclasses.asdict(self)
+        del data["caption"]["where"]
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:

@@ -63,6 +63,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["latentomni_jax*", "data_pipeline*", "pallas_kernels*"]),
+    package_data={"data_pipeline.instruct": ["browse.html"]},
     install_requires=CORE,
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],

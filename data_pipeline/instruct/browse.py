@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from data_pipeline.shards import write_text
 from latentomni_jax.layout import InputError
 
 PAGE = "browse.html"
-LIMIT = 2000  # kept items on the page, and as many that ended otherwise: what a browser can hold
-LONGEST = 4000  # characters of a text on the page
+# Of kept items, and again of those that ended otherwise: as much as a browser shows at once.
+LIMIT = 2000
+SIZE = 1 << 26  # characters
+LONGEST = 4000  # characters of one text
 _TEMPLATE = Path(__file__).with_name(PAGE)
 _PLACE = "{{data}}"  # in the template
 
@@ -29,8 +31,9 @@ _PLACE = "{{data}}"  # in the template
 def write_page(out: Path, videos: Path) -> Path:
     """Writes the page of a data set, the same bytes for the same set.
 
-    It holds the first `LIMIT` samples, and as many items that were dropped or failed; it says so
-    where there are more. Longer texts than `LONGEST` characters are cut, with a note.
+    It holds the first samples, `LIMIT` or as many as `SIZE` allows, and so of the items that were
+    dropped or failed; it says so where there are more. Longer texts than `LONGEST` characters are
+    cut, with a note.
 
     Args:
       out: of `dataset.write_dataset`. videos: folder of the clips, which the page names relative to
@@ -45,20 +48,31 @@ def write_page(out: Path, videos: Path) -> Path:
     if not (out / COUNTS).is_file():
         raise InputError(f"{out}: no complete data set; expected {COUNTS} in it")
     counts = _read((out / COUNTS).read_text(encoding="utf-8"))
-    ended = (entry for entry in _lines(out / LEDGER) if entry["fate"] != "kept")
-    data = {
-        "counts": counts["items"],
-        "samples": [
-            {**_cut(item), "url": _url(out, videos / item["caption"]["video"])}
-            for item in itertools.islice(_lines(out / SAMPLES), LIMIT)
-        ],
-        "ended": [_cut(entry) for entry in itertools.islice(ended, LIMIT)],
-    }
+    samples = (
+        {**_cut(item), "url": _url(out, videos / item["caption"]["video"])}
+        for item in _lines(out / SAMPLES)
+    )
+    ended = (_cut(entry) for entry in _lines(out / LEDGER) if entry["fate"] != "kept")
+    data = (
+        f'{{"counts": {json.dumps(counts["items"])}, "samples": [{", ".join(_first(samples))}], '
+        f'"ended": [{", ".join(_first(ended))}]}}'
+    )
     # Behind `<` a browser may see the end of the script that the data are in.
-    embedded = json.dumps(data).replace("<", "\\u003c")
+    embedded = data.replace("<", "\\u003c")
     page = _TEMPLATE.read_text(encoding="utf-8")
     write_text(out / PAGE, page.replace(_PLACE, embedded))
     return out / PAGE
+
+
+def _first(rows: Iterable[Any]) -> Iterator[str]:
+    """The JSON of the rows for which there is room."""
+    size = 0
+    for row in itertools.islice(rows, LIMIT):
+        text = json.dumps(row)
+        size += len(text)
+        if size > SIZE:
+            return
+        yield text
 
 
 def _lines(path: Path) -> Iterator[Any]:

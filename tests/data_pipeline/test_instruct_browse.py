@@ -94,6 +94,10 @@ def test_much_and_long_is_cut_and_the_page_says_so(tmp_path, monkeypatch):
     assert [sample["id"] for sample in data["samples"]] == ["0", "1"] and len(data["ended"]) == 1
     assert data["counts"] == {"kept": 3, "dropped": 0, "failed": 1}
     assert data["samples"][0]["caption"]["text"] == "x" * LONGEST + "… (7 more characters)"
+    monkeypatch.setattr(browse, "SIZE", len(json.dumps(data["samples"][0])) + 10)
+    text = write_page(tmp_path, tmp_path).read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    assert [sample["id"] for sample in data["samples"]] == ["0"]
 
 
 def test_numbers_that_browsers_do_not_know(tmp_path):
@@ -105,6 +109,17 @@ def test_numbers_that_browsers_do_not_know(tmp_path):
 def test_a_folder_without_a_set_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no complete data set; expected counts\.json"):
         write_page(tmp_path, tmp_path)
+
+
+@needs_chromium
+def test_the_page_tells_that_it_is_not_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(browse, "LIMIT", 1)
+    write_dataset(tmp_path, [make_item("a"), make_item("b")], map(make_entry, "ab"))
+    with browser(tmp_path) as tab:
+        tab.open(write_page(tmp_path, tmp_path).as_uri())
+        assert tab.ask("byId('tab-samples').textContent") == "Kept (first 1 of 2)"
+        assert "beginning of the set" in tab.ask("byId('told').textContent")
+        tab.wait("!document.querySelector('#sample .failed').hidden")  # there is no such clip
 
 
 def rows(tab):

@@ -203,7 +203,7 @@ def _turns(row: dict[str, Any], fail: _Fail) -> dict[str, Any]:
         fail(f"messages should be a list of objects, got {messages!r:.60}")
     roles = [message.get("role") for message in messages]
     if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
-        told = ", ".join(map(str, roles))
+        told = ", ".join(map(repr, roles))
         fail(f"expected turns of user and assistant, before them system or none, got {told:.60}")
     return {message["role"]: message.get("content") for message in messages}
 
@@ -268,7 +268,7 @@ def _asked(parts: list[str | _File], fail: _Fail) -> tuple[str, _File | None]:
     if len(files) == 2 and set(paths) == {"video", "audio"} and len(stems) == 1:
         return question, ("video", paths["video"])
     if len(files) > 1:
-        fail(f"at most one file, got {', '.join(path for _, path in files):.60}")
+        fail(f"at most one file, got {', '.join(repr(path) for _, path in files):.60}")
     return question, files[0]
 
 

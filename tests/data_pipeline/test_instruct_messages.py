@@ -133,11 +133,12 @@ BAD = {
     "several turns": ({"messages": row_of("What?")["messages"] * 2}, "expected turns of user and"),
     "no answer": ({"messages": [TURN]}, "expected turns of user and assistant"),
     "a list as role": ({"messages": [TURN | {"role": [1]}]}, "expected turns of user and"),
+    "two lines as role": ({"messages": [TURN | {"role": "a\nb"}]}, "expected turns of user"),
     "a blank answer": (row_of("What?", " "), "answer should be text"),
     "a number as content": (row_of(3), "content should be text or a list of parts, got 3"),
     "no such file": (row_of("<video>What?"), "<video> has no file in videos"),
     "a file too many": (row_of("What?", videos=["a"]), "videos name more files than there are"),
-    "two videos": (row_of("<video><video>What?", videos=["a", "b"]), "at most one file, got a, b"),
+    "two videos": (row_of("<video><video>What?", videos=["a", "b"]), "file, got 'a', 'b'"),
     "the sound of another": (
         row_of("<video><audio>What?", videos=["a.mp4"], audios=["b.mp3"]), "at most one file",
     ),

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from data_pipeline import records
 from data_pipeline.trajectories import KINDS, Kind, Reason, fit_segment
@@ -168,11 +168,19 @@ def write_shard(shard: Shard, progress: Callable[[int], None] = lambda count: No
     write_text(shard.report_path, json.dumps(report))
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[TextIO]:
+    """A text file to write to, which is there either whole or, after an exception, not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8", newline="\n") as file:
+        yield file
+    os.replace(partial, path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file that is there either whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with writing(path) as file:
+        file.write(text)
 
 
 def _cache_file(file: MediaFile, spec: MediaSpec, write: Callable) -> dict[str, Any]:

@@ -6,7 +6,8 @@ The paper's three stages, in the order in which an item passes them:
     questions   stage 1: one question of a caption, scored, filtered; `balance`: over categories
     segments    stage 2: the clip cut by time (`cut`), what is seen and heard in each piece
     chains      stage 3: reasoning that cites pieces, audited, checked against the answer
-    dataset     what was kept as trajectories, ledger, data card; `messages`: the SFT layout
+    dataset     what was kept as trajectories, and the ledger; `card`: numbers, data card;
+                `messages`: the SFT layout
     browse      a page to look through them
 
 `items` is what all of them speak of; `prompts` and `replies` ask the models; `pipeline` is the

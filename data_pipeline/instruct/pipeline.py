@@ -148,6 +148,15 @@ class Balance(beam.PTransform):
         )
 
 
+def expected(paths: Sequence[str], settings: Settings) -> Iterator[str]:
+    """Ids of all items, read from the captions anew: what the ledger has to hold."""
+    for row in _rows(paths):
+        if isinstance(row, Caption):
+            yield from (item.id for item in questions.items_of(row, settings))
+        else:
+            yield row.id
+
+
 def kept(out: Path) -> Iterator[Item]:
     """Kept items, by id."""
     return (Item.from_json(line) for line in _lines(out / PARTS, "kept"))
@@ -163,22 +172,16 @@ def ended(out: Path) -> Iterator[Entry]:
 # ---------------------------------------------------------------------------- details
 
 
-def _read(paths: list[str]) -> Iterator[Any]:
+def _rows(paths: Iterable[str]) -> Iterator[Caption | Entry]:
+    """Captions and unusable rows of all files; an id counts once over all of them."""
     seen: set[str] = set()
     for path in paths:
-        for row in captions.read(path):
-            if isinstance(row, Caption) and row.id not in seen:
-                seen.add(row.id)
-                yield row
-            elif isinstance(row, Caption):
-                detail = f"{row.where}: id {row.id!r} is used by another file"
-                row = Entry(
-                    id=row.where, fate="failed", stage="captions",
-                    reason=Reason.CAPTION, detail=detail,
-                )  # fmt: skip
-                yield beam.pvalue.TaggedOutput(ENDED, row)
-            else:
-                yield beam.pvalue.TaggedOutput(ENDED, row)
+        yield from captions.read(path, seen)
+
+
+def _read(paths: Iterable[str]) -> Iterator[Any]:
+    for row in _rows(paths):
+        yield row if isinstance(row, Caption) else beam.pvalue.TaggedOutput(ENDED, row)
 
 
 def _choose(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from latentomni_jax.layout import InputError
 
@@ -83,3 +84,16 @@ class Settings:
                 raise InputError(f"{name} should be more than 0, got {getattr(self, name)}")
         if self.ratio and self.ratio < 1:
             raise InputError(f"ratio should be 0 or at least 1, got {self.ratio}")
+
+
+def from_config(config: Mapping[str, Any]) -> Settings:
+    """Settings of a tree of plain values, as `configs/instruct.py` makes one.
+
+    Raises:
+      InputError: an unknown name, or a value that does not fit.
+    """
+    try:
+        roles = {name: Role(**values) for name, values in config["roles"].items()}
+        return Settings(**{**config, "kinds": tuple(config["kinds"]), "roles": roles})
+    except (TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"settings of the pipeline: {error}") from error

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import time
 
+from latentomni_jax.commands import instruct
 from latentomni_jax.layout import InputError
 
 EPILOG = """\
@@ -19,6 +20,10 @@ examples:
   the feature cache of that tiny set, its pictures as small as they are:
     latentomni data cache --data tiny/trajectories.jsonl --out tiny-cache \\
       --video-min-pixels 3136 --video-max-pixels 12544
+
+  trajectories out of captioned videos, with a model server:
+    latentomni data instruct --captions captions.jsonl --videos clips --out instruct \\
+      --llm http://127.0.0.1:8000/v1
 
   your own data; latentomni data cache --help says what a file of trajectories looks like:
     latentomni data cache --data train.jsonl --out cache/train
@@ -79,7 +84,9 @@ Exit code: 0, or 2 where an option is unusable or --check finds something.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Prepare training data."
     parser.epilog = EPILOG
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="cache|tiny|av-events")
+    verbs = parser.add_subparsers(
+        dest="verb", required=True, metavar="cache|instruct|av-events|tiny"
+    )
     raw = argparse.RawDescriptionHelpFormatter
 
     cache = verbs.add_parser(
@@ -133,6 +140,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar=unit,
             help=text,
         )
+
+    made = verbs.add_parser(
+        "instruct",
+        help="make trajectories of captioned videos by asking models",
+        description=instruct.DESCRIPTION,
+        epilog=instruct.EPILOG,
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
+    instruct.add_arguments(made)
 
     tiny = verbs.add_parser(
         "tiny",
@@ -208,7 +225,8 @@ _SPEC_OPTIONS = {
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; 0 when all went well. Raises InputError."""
-    return {"cache": _cache, "tiny": _tiny, "av-events": _av_events}[args.verb](args)
+    verbs = {"cache": _cache, "instruct": instruct.run, "tiny": _tiny, "av-events": _av_events}
+    return verbs[args.verb](args)
 
 
 def _cache(args: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ from aiohttp import web
 FAULTS = (
     "429", "500", "hang", "cut", "malformed", "schema", "empty", "long", "garbage", "no choices",
 )  # fmt: skip
+WORDS = ("moss", "lamp", "river", "glass", "anvil", "crow", "bell")
 GARBAGE = "\ud800\u202e\x00\x07 {\ufffe \U0001f9ff" * 20
 
 
@@ -41,7 +42,7 @@ def fill(schema: dict[str, Any], rng: random.Random) -> Any:
         return rng.random()
     if kind == "integer":
         return rng.randint(schema["minimum"], schema["maximum"])
-    return " ".join(rng.choice("moss lamp river glass anvil crow bell".split()) for _ in range(6))
+    return " ".join(rng.choice(WORDS) for _ in range(6))
 
 
 def reply(job: str, schema: dict[str, Any], user: str) -> dict[str, Any]:
@@ -62,7 +63,9 @@ def reply(job: str, schema: dict[str, Any], user: str) -> dict[str, Any]:
         # Not all alike, so that balancing has something to do.
         data["category"] = schema["properties"]["category"]["enum"][min(rng.randrange(12), 9)]
     elif job == "fuse":
-        data["order"] = rng.sample(schema["properties"]["order"]["items"]["enum"], len(data["order"]))
+        data["order"] = rng.sample(
+            schema["properties"]["order"]["items"]["enum"], len(data["order"])
+        )
     elif job == "reason":
         numbers = schema["properties"]["steps"]["items"]["properties"]["segment"]["enum"]
         looks = rng.sample(numbers[1:], min(2, len(numbers) - 1))

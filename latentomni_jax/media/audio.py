@@ -7,8 +7,9 @@ averaged before anything else looks at them, as the checkpoint's own tooling doe
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import av
 import numpy as np
@@ -16,6 +17,52 @@ import numpy as np
 from latentomni_jax.layout import InputError, MediaSpec
 
 _BLOCK_FRAMES = 4096  # spectrogram frames per block: about 20 MB of work space, however long
+
+
+class Resampler:
+    """Decoded sound at one rate, block by block, also where its kind changes in the middle.
+
+    Args:
+      rate: samples per second of the result.
+      layout: of its channels, "mono" or "stereo"; None keeps the sound's own.
+    """
+
+    def __init__(self, rate: int, layout: str | None = None):
+        self._rate, self._layout = rate, layout
+        self._kind, self._resampler = None, None
+
+    def __call__(self, frame: av.AudioFrame | None) -> Iterator[np.ndarray]:
+        """What a frame of one stream, in order, adds: f32[N,C], about a second at a time.
+
+        At the end of the stream `frame` is None.
+        """
+        kind = None
+        if frame is not None:
+            kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if kind != self._kind and self._resampler is not None:
+            yield from map(_packed, self._resampler.resample(None))  # what it still holds
+            self._resampler = None
+        self._kind = kind
+        if frame is not None:
+            # Packed, not planar: PyAV 18 crashes on the planes of 8 channels.
+            self._resampler = self._resampler or av.AudioResampler(
+                format="flt", layout=self._layout, rate=self._rate, frame_size=self._rate
+            )
+            yield from map(_packed, self._resampler.resample(frame))
+
+
+def _packed(frame: av.AudioFrame) -> np.ndarray:
+    return frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
+
+
+def mean_channel(samples: np.ndarray) -> np.ndarray:
+    """The mean f32[N] of the channels of f32[N,C].
+
+    A resampler that mixes down weighs channels by its own rules and, in float, lets the sum
+    exceed 1.
+    """
+    channels = samples.shape[1]
+    return samples @ np.full(channels, 1 / channels, np.float32)
 
 
 def mix_down(frames: Iterable[av.AudioFrame], rate: int) -> tuple[np.ndarray, float]:
@@ -31,27 +78,11 @@ def mix_down(frames: Iterable[av.AudioFrame], rate: int) -> tuple[np.ndarray, fl
       in seconds on the container's clock. N is 0 where there is no sound at all.
     """
     parts: list[np.ndarray] = []
-    start, kind, resampler = None, None, None
-
-    def take(frame: av.AudioFrame | None):
-        if resampler is not None:
-            for out in resampler.resample(frame):
-                channels = out.layout.nb_channels
-                samples = out.to_ndarray().reshape(-1, channels)
-                parts.append(samples @ np.full(channels, 1 / channels, np.float32))
-
-    for frame in frames:
-        if start is None and frame.pts is not None:
+    start, resampler = None, Resampler(rate)
+    for frame in itertools.chain(frames, [None]):
+        if start is None and frame is not None and frame.pts is not None:
             start = float(frame.pts * frame.time_base)
-        if kind != (frame.format.name, frame.layout.name, frame.sample_rate):
-            take(None)  # what the previous resampler still holds
-            kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-            # The layout is kept here on purpose: a resampler that mixes down weighs channels
-            # by its own rules and, in float, lets the sum exceed 1. Packed, not planar: PyAV 18
-            # crashes on the planes of 8 channels.
-            resampler = av.AudioResampler(format="flt", rate=rate, frame_size=rate)
-        take(frame)
-    take(None)
+        parts += map(mean_channel, resampler(frame))
     samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     return np.nan_to_num(samples, copy=False, posinf=0.0, neginf=0.0), start or 0.0
 

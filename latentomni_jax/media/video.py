@@ -1,44 +1,38 @@
 """Files become clips: video frames with their true times, still images, sound on one clock.
 
 `read_clip` is the door: any file in, a `Clip` on one clock out; `read_segments` also cuts stretches
-out of it. A video is read twice. The first
-reading only lists the times of its pictures, so what is sampled, and how large it may be, is known
-before anything is decoded and never depends on a duration that a header declares. The second
-decodes, and leaves out pictures that are neither sampled nor needed by others.
+out of it. A video is read twice. The first reading only lists the times of its pictures, so what
+is sampled, and how large it may be, is known before anything is decoded and never depends on a
+duration that a header declares. The second decodes, and leaves out pictures that are neither
+sampled nor needed by others.
 
-The reader is PyAV, which brings its own FFmpeg. Files are untrusted: whatever is wrong with one
-ends in an `InputError` of one line, and no file can make the reader open another.
+Files are untrusted, see `container`: whatever is wrong with one ends in an `InputError`, one line.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import av
 import av.container
-import av.error
 import av.stream
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from latentomni_jax.layout import Clip, InputError, MediaSpec
 from latentomni_jax.media.audio import align, mix_down
+from latentomni_jax.media.container import decode, existing_file, one_line, open_media, packets_of
 from latentomni_jax.media.patches import frame_size, smart_resize
 
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-# FFmpeg "plays" these, but they are text, or lists of other files, which we do not follow.
-_NOT_MEDIA = {"tty", "hls", "dash", "concat", "concatf", "imf", "sdp", "rtsp", "webm_dash_manifest"}
-_TOLERANCE = 1e-3  # seconds; containers round times to milliseconds
-_LATEST_SOUND = 60.0  # seconds that sound may begin after the last picture
-# Metadata that is no UTF-8 opens too: PyAV 19 does so unasked, and before it has to be asked.
-_OPEN = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+TOLERANCE = 1e-3  # seconds; containers round times to milliseconds
+LATEST_SOUND = 60.0  # seconds that sound may begin after the last picture
 
 
 # ---------------------------------------------------------------------------- times
@@ -60,7 +54,7 @@ def pick_frames(times: np.ndarray, duration: float, spec: MediaSpec) -> np.ndarr
     """
 
     def pick(step: float) -> np.ndarray:
-        targets = np.arange(spec.max_frames) * step - _TOLERANCE
+        targets = np.arange(spec.max_frames) * step - TOLERANCE
         index = np.unique(np.searchsorted(times, targets))
         return index[index < len(times)]
 
@@ -133,12 +127,12 @@ def read_segments(
     Raises:
       InputError: as `read_clip`.
     """
-    path = _existing_file(path)
-    if _is_image(path):
+    path = existing_file(path)
+    if is_image(path):
         if not video:
             raise InputError(f"{path}: is an image, and pictures were not asked for")
         return read_image(path, spec), [Clip(None, None, None, 0.0) for _ in segments]
-    index = _index_pictures(path)
+    index = index_pictures(path)
     origin = None if index is None else float(index.ticks[0] * index.seconds)
     duration, samples = 0.0, None
     pictures: list[_Pictures | None] = [None] * (1 + len(segments))
@@ -152,7 +146,7 @@ def read_segments(
         if sound is not None:
             samples, start = sound.result()
             late = 0.0 if origin is None else start - origin
-            if samples.size and late > duration + _LATEST_SOUND:
+            if samples.size and late > duration + LATEST_SOUND:
                 raise InputError(f"{path}: its sound begins {late:.0f} s after its pictures")
             samples = align(samples, late, spec.sampling_rate)
     if pictures[0] is None and samples is None:
@@ -204,7 +198,7 @@ def read_image(path: str | os.PathLike, spec: MediaSpec) -> Clip:
       InputError: one line naming the file, where it is no image, damaged, or larger than
         Pillow's limit against decompression bombs.
     """
-    path = _existing_file(path)
+    path = existing_file(path)
     try:
         with Image.open(path, formats=_IMAGE_FORMATS) as opened:
             image = ImageOps.exif_transpose(opened)
@@ -220,7 +214,7 @@ def read_image(path: str | os.PathLike, spec: MediaSpec) -> Clip:
             max_pixels=spec.image_max_pixels,
         )
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise InputError(f"{path}: cannot be read as an image: {_one_line(error)}") from error
+        raise InputError(f"{path}: cannot be read as an image: {one_line(error)}") from error
     frame = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
     return Clip(
         frames=frame[None],
@@ -231,7 +225,7 @@ def read_image(path: str | os.PathLike, spec: MediaSpec) -> Clip:
     )
 
 
-class _Index(NamedTuple):
+class PictureIndex(NamedTuple):
     """When the pictures of a video are shown, from the packets and not from the header."""
 
     stream: int
@@ -241,10 +235,30 @@ class _Index(NamedTuple):
     has_pts: bool  # ticks are frames' pts; otherwise the n-th tick is of the n-th decoded frame
     declared: float  # seconds, when the longest stream ends according to the header
 
+    @property
+    def times(self) -> np.ndarray:
+        """f64[n] seconds on the clip's clock, the first at 0."""
+        return (self.ticks - self.ticks[0]) * self.seconds
 
-def _index_pictures(path: Path) -> _Index | None:
+    @property
+    def duration(self) -> float:
+        """Seconds from the first picture to the end of the last."""
+        return self.end - float(self.ticks[0]) * self.seconds
+
+    def stretch(self, start: float, end: float) -> tuple[int, int]:
+        """The pictures from `start` to `end`, seconds on the clip's clock: `ticks[first:stop]`.
+
+        Where no picture begins in it, the one on the screen.
+        """
+        first, stop = np.searchsorted(self.times, np.array([start, end]) - TOLERANCE)
+        if first == stop and start < self.duration:
+            first, stop = first - 1, first
+        return int(first), int(stop)
+
+
+def index_pictures(path: Path) -> PictureIndex | None:
     """Lists the picture times of a file; None where it has no video stream."""
-    with _open(path) as container:
+    with open_media(path) as container:
         streams = [
             stream
             for stream in container.streams.video
@@ -255,7 +269,7 @@ def _index_pictures(path: Path) -> _Index | None:
         stream = streams[0]
         packets = [
             (packet.pts, packet.dts, packet.duration or 0)
-            for packet in _packets(container, stream)
+            for packet in packets_of(container, stream)
             if packet.size and not packet.is_discard
         ]
         if not packets:
@@ -270,7 +284,7 @@ def _index_pictures(path: Path) -> _Index | None:
         end = max(ticks) * seconds + (lengths[np.argmax(ticks)] * seconds or 1 / per_second)
         ticks = np.unique(np.array(ticks, np.int64))
         declared = ((container.start_time or 0) + (container.duration or 0)) / av.time_base
-        return _Index(stream.index, ticks, seconds, end, has_pts, declared)
+        return PictureIndex(stream.index, ticks, seconds, end, has_pts, declared)
 
 
 class _Pictures(NamedTuple):
@@ -283,17 +297,15 @@ class _Pictures(NamedTuple):
 class _Sampling:
     """Collects the sampled frames of one stretch of a video while it is decoded."""
 
-    def __init__(self, index: _Index, spec: MediaSpec, start: float, end: float):
-        times = (index.ticks - index.ticks[0]) * index.seconds
-        last = index.end - float(index.ticks[0]) * index.seconds
-        first, stop = np.searchsorted(times, np.array([start, end]) - _TOLERANCE)
-        if first == stop and start < last:  # no picture begins in it: the one on the screen
-            first, stop = first - 1, first
-        times = times[first:stop]
+    def __init__(self, index: PictureIndex, spec: MediaSpec, start: float, end: float):
+        first, stop = index.stretch(start, end)
+        times = index.times[first:stop]
         self._spec = spec
         self._wanted: list[int] = []  # ticks
         if len(times):
-            picked = first + pick_frames(times - times[0], min(end, last) - times[0], spec)
+            picked = first + pick_frames(
+                times - times[0], min(end, index.duration) - times[0], spec
+            )
             self._wanted = index.ticks[picked][: _even_count(len(picked), spec)].tolist()
         self._count = _even_count(len(self._wanted), spec)
         self._limit = index.ticks[stop] if stop < len(index.ticks) else np.inf  # not of it
@@ -341,7 +353,7 @@ class _Sampling:
 
 def _read_frames(
     path: Path,
-    index: _Index,
+    index: PictureIndex,
     spec: MediaSpec,
     segments: Sequence[tuple[float, float]],
     pool: Executor,
@@ -351,21 +363,8 @@ def _read_frames(
     keep = {tick for sampling in samplings for tick in sampling.wanted}
     running: deque = deque()
 
-    with _open(path) as container:
-        stream = container.streams[index.stream]
-        stream.thread_type = "AUTO"
-
-        def choose(packet: av.Packet):
-            # Frames that no other frame refers to need not be decoded to be passed over.
-            passed = index.has_pts and packet.pts is not None and packet.pts not in keep
-            stream.codec_context.skip_frame = "NONREF" if passed else "DEFAULT"
-
-        for number, frame in enumerate(_decode(path, container, stream, choose)):
-            tick = frame.pts
-            if not index.has_pts:
-                tick = int(index.ticks[min(number, len(index.ticks) - 1)])
-            if tick is None:
-                continue
+    with open_media(path) as container:
+        for tick, frame in decode_pictures(path, container, index, keep):
             offered = [sampling.offer(tick, frame) for sampling in samplings]
             if outs := [out for out in offered if out is not None]:
                 running.append(pool.submit(_resize_into, outs, frame))
@@ -381,100 +380,54 @@ def _read_frames(
     return pictures
 
 
+def decode_pictures(
+    path: Path, container: av.container.InputContainer, index: PictureIndex, keep: Container[int]
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """The pictures of a video and their ticks, in order; those not to `keep` may be left out."""
+    stream = container.streams[index.stream]
+    stream.thread_type = "AUTO"
+
+    def choose(packet: av.Packet):
+        # Frames that no other frame refers to need not be decoded to be passed over.
+        passed = index.has_pts and packet.pts is not None and packet.pts not in keep
+        stream.codec_context.skip_frame = "NONREF" if passed else "DEFAULT"
+
+    for number, frame in enumerate(decode(path, container, stream, choose)):
+        tick = frame.pts
+        if not index.has_pts:
+            tick = int(index.ticks[min(number, len(index.ticks) - 1)])
+        if tick is not None:
+            yield tick, frame
+
+
 def _resize_into(outs: Sequence[np.ndarray], frame: av.VideoFrame):
     """Writes a decoded frame, upright and resized, to each of `outs` u8[H,W,3]; runs in a worker.
 
     One worker has the frame for itself: PyAV's frames are not for several threads at once.
     """
-    pixels = frame.to_ndarray(format="rgb24")
-    if quarter_turns := round(frame.rotation / 90) % 4:
-        pixels = np.rot90(pixels, quarter_turns)
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(upright(frame))
     for out in outs:
         out[...] = image.resize((out.shape[1], out.shape[0]), Image.Resampling.BICUBIC)
 
 
+def upright(frame: av.VideoFrame) -> np.ndarray:
+    """The pixels u8[H,W,3] of a frame, turned as its file says."""
+    pixels = frame.to_ndarray(format="rgb24")
+    if quarter_turns := round(frame.rotation / 90) % 4:
+        pixels = np.rot90(pixels, quarter_turns)
+    return pixels
+
+
 def _read_sound(path: Path, rate: int) -> tuple[np.ndarray, float]:
     """Mono samples f32[N] of the first audio stream, and when they begin; N = 0 without one."""
-    with _open(path) as container:
+    with open_media(path) as container:
         if not container.streams.audio:
             return np.zeros(0, np.float32), 0.0
         stream = container.streams.audio[0]
-        return mix_down(_decode(path, container, stream), rate)
+        return mix_down(decode(path, container, stream), rate)
 
 
-# ---------------------------------------------------------------------------- PyAV, tamed
-
-
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[av.container.InputContainer]:
-    """Opens a container; whatever goes wrong inside becomes an InputError naming the file."""
-    try:
-        # "file:" and the whitelist: a name with a colon is no protocol, a playlist opens nothing.
-        options = {"protocol_whitelist": "file"}
-        with av.open(f"file:{path}", options=options, **_OPEN) as container:
-            if container.format.name in _NOT_MEDIA:
-                raise InputError(f"{path}: is not a media file; expected video, sound or an image")
-            yield container
-    except InputError as error:
-        if str(error).startswith(str(path)):
-            raise
-        raise InputError(f"{path}: {error}") from error
-    except (av.error.FFmpegError, OSError, ValueError, LookupError, RuntimeError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({_one_line(error)}); expected a complete video, sound or "
-            "image file; check that it plays, or re-encode it"
-        ) from error
-
-
-def _packets(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator:
-    """The packets of a stream; a file cut short just ends."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets)
-        except (StopIteration, av.error.FFmpegError):
-            return
-        yield packet
-
-
-def _decode(
-    path: Path,
-    container: av.container.InputContainer,
-    stream: av.stream.Stream,
-    before: Callable[[av.Packet], None] = lambda packet: None,
-) -> Iterator:
-    """The frames of a stream; damaged packets are passed over, with one warning.
-
-    `before` is called with each packet before it is decoded.
-    """
-    damaged = False
-    for packet in _packets(container, stream):
-        before(packet)
-        try:
-            frames = packet.decode()
-        except av.error.FFmpegError as error:
-            if not damaged:
-                time = float((packet.pts or 0) * stream.time_base)
-                message = f"{path}: {stream.type} is damaged near {time:.1f} s, the rest is used"
-                warnings.warn(f"{message} ({_one_line(error)})", stacklevel=3)
-            damaged = True
-            continue
-        yield from frames
-
-
-def _existing_file(path: str | os.PathLike) -> Path:
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: is a directory; expected a video, sound or image file")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected a video, sound or image file")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: is empty; copy or download it again")
-    return path
-
-
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
     """Whether Pillow should read the file, from its content; moving GIFs are videos."""
     try:
         with Image.open(path, formats=_IMAGE_FORMATS) as image:
@@ -483,7 +436,3 @@ def _is_image(path: Path) -> bool:
         return False
     except Exception:  # an image, though a bad one: read_image says what is wrong with it
         return True
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

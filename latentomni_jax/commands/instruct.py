@@ -49,7 +49,7 @@ examples:
 
   on Dataflow, with directories that all workers see:
     latentomni data instruct --captions captions.jsonl --videos /mnt/clips --out /mnt/instruct \\
-      --llm http://10.0.0.2:8000/v1 --beam-options "--runner=DataflowRunner --project=p \\
+      --llm http://10.0.0.2:8000/v1 --beam-options="--runner=DataflowRunner --project=p \\
       --region=us-central1 --temp_location=gs://b/tmp"
 
 Exit code: 0; 3 where a budget was spent or the server stopped answering, and items wait for the
@@ -189,11 +189,12 @@ def _finish(args: argparse.Namespace, settings, out: Path, videos: Path) -> int:
         (i.id for i in pipeline.kept(out)),
     )
     page = browse.write_page(out, videos)
-    fates = counts["fates"]
+    fates = counts["items"]
     print(f"{sum(fates.values())} items: " + ", ".join(f"{n} {fate}" for fate, n in fates.items()))
-    for reason, n in counts["reasons"].items():
-        print(f"  {n:>7} {reason}")
-    if not args.no_cache and fates.get("kept"):
+    for fate, stage, reason, n in counts["ends"]:
+        if fate != "kept":
+            print(f"  {n:>7} {fate} at {stage}: {reason}")
+    if not args.no_cache and fates["kept"]:
         summary = build_cache(
             out / dataset.TRAJECTORIES, out / "cache", TRAINING_SPEC,
             media_root=videos, workers=os.cpu_count() or 1, overwrite=True,

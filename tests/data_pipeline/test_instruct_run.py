@@ -220,7 +220,7 @@ def test_mistakes_are_told(captions, tiny, started, tmp_path, capsys):
         ([*arguments(captions, tiny, tmp_path, "")], "--llm"),
         ([*arguments("none.jsonl", tiny, tmp_path, url)], "none.jsonl: no such file"),
         ([*arguments(captions, tiny, tmp_path, url, "--set", "thresh=3")], "thresh"),
-        ([*arguments(captions, tiny, tmp_path, url, "--beam-options", "--runner=No")], "runner"),
+        ([*arguments(captions, tiny, tmp_path, url, "--beam-options=--runner=No")], "runner"),
     ):
         assert main(more) == 2
         assert said in capsys.readouterr().err

@@ -173,7 +173,7 @@ class _Writer:
             image.save(self._stills[-1], quality=STILL_QUALITY)
         if self.piece.copies_pictures or tick not in shown or shown[tick][0] <= self._last:
             return
-        if self._look.is_turned:
+        if self._look.as_pixels:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(upright(frame)), "rgb24")
         frame = frame.reformat(self._look.width, self._look.height, "yuv420p")
         frame.pts, frame.time_base, frame.pict_type = shown[tick][0], TICK, 0

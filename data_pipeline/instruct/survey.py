@@ -32,7 +32,7 @@ _GAP = 2e-3  # seconds between packets of sound; less is rounding
 # Such packets carry their true times, and may stand in an mp4 as they are.
 _COPIED_FROM = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
 # MPEG-4 part 2 could stand there too, but no browser plays it.
-_COPIED = {"video": {"h264", "hevc", "av1"}, "audio": {"aac", "mp3", "opus"}}
+_COPIED = {"video": {"h264", "hevc", "vp9", "av1"}, "audio": {"aac", "mp3", "opus"}}
 
 
 class Packets(NamedTuple):
@@ -141,31 +141,29 @@ def _find_sound(stream: int, is_copied: bool, packets: list[tuple[float, float, 
 
 
 class Look(NamedTuple):
-    """What the encoder has to know of a video's pictures; sizes are even."""
+    """What an encoder has to know of a video's pictures; width and height are even."""
 
     width: int
     height: int
     rate: Fraction  # pictures per second, about
-    is_turned: bool
-    colours: dict[str, Any]  # of the codec context
+    as_pixels: bool  # encoded from upright RGB, and not as decoded
+    colours: dict[str, Any]  # and the pixels' shape, of the codec context
 
 
 def look_at(path: Path, index: PictureIndex) -> Look:
     """Decodes the first picture."""
     with open_media(path) as container:
         for _, frame in decode_pictures(path, container, index, index.ticks[:1].tolist()):
-            width, height = frame.width, frame.height
-            is_turned = round(frame.rotation / 90) % 4 != 0
-            colours = {}
-            if is_turned:
-                height, width = upright(frame).shape[:2]
-            elif not frame.format.is_rgb:
-                context = container.streams[index.stream].codec_context
+            context = container.streams[index.stream].codec_context
+            is_yuv = not (frame.format.is_rgb or frame.format.has_palette)
+            as_pixels, colours = not is_yuv or round(frame.rotation / 90) % 4 != 0, {}
+            height, width = upright(frame).shape[:2]
+            if not as_pixels:
                 names = ("color_range", "colorspace", "color_primaries", "color_trc")
                 colours = {name: getattr(context, name) for name in names}
                 colours["sample_aspect_ratio"] = context.sample_aspect_ratio or Fraction(1)
             rate = Fraction(len(index.ticks) / max(index.duration, 1e-3)).limit_denominator(1001)
-            return Look(max(2, width & ~1), max(2, height & ~1), rate, is_turned, colours)
+            return Look(max(2, width & ~1), max(2, height & ~1), rate, as_pixels, colours)
     raise InputError(f"{path}: no frame of its video can be decoded; re-encode or replace it")
 
 

@@ -103,6 +103,7 @@ def test_pieces_hold_what_segments_hold(tmp_path, name):
     check(path, STRETCHES, tmp_path / "pieces", lag=1)
 
 
+@pytest.mark.filterwarnings("ignore:.*its header says")  # not so in Matroska, which counts from 0
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
 @pytest.mark.parametrize("video_start, audio_start", [(2.0, 0.0), (0.0, 0.7), (3.0, 4.3)])
 def test_streams_that_begin_at_other_times(tmp_path, name, video_start, audio_start):
@@ -201,6 +202,34 @@ def test_turned_videos_are_upright(tmp_path, stretch):
     (piece,) = check(path, [stretch], tmp_path / "pieces")
     assert read_clip(piece.video, SMALL).frames.shape[1:3] == (112, 56)
     assert Image.open(piece.frames[0]).size == (56, 112)
+
+
+@pytest.mark.parametrize(
+    "name, codec, kind",
+    [
+        ("a.mov", "png", "rgb24"),
+        ("a.gif", "gif", "rgb8"),
+        ("a.avi", "mjpeg", "yuvj420p"),
+        ("a.mkv", "ffv1", "yuv444p10le"),
+    ],
+)
+@pytest.mark.parametrize("colour", [(200, 30, 60), (20, 180, 90)])
+def test_colours_are_kept(tmp_path, name, codec, kind, colour):
+    """However they were stored; of full range or not."""
+    with av.open(str(tmp_path / name), "w") as container:
+        video = container.add_stream(codec, rate=10)
+        video.width, video.height, video.pix_fmt = 64, 64, kind
+        for _ in range(10):
+            picture = np.full((64, 64, 3), colour, np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(video.encode())
+    _, (clip,) = read_segments(tmp_path / name, SMALL, [(0.1, 0.9)])
+    (piece,) = cut(tmp_path / name, [(0.1, 0.9)], tmp_path / "pieces", 2.0)
+    expected = clip.frames.mean((0, 1, 2))  # a GIF is dithered
+    shown = read_clip(piece.video, SMALL).frames.mean((0, 1, 2))
+    still = np.asarray(Image.open(piece.frames[0])).mean((0, 1))
+    np.testing.assert_allclose(shown, expected, atol=4)
+    np.testing.assert_allclose(still, expected, atol=4)
 
 
 def test_odd_sizes_are_cut_too(tmp_path):
@@ -373,6 +402,26 @@ def test_bad_files_fail_with_one_line(tmp_path, kind):
         assert caught.value.reason == Reason.MEDIA
         assert str(path) in caught.value.detail and "\n" not in caught.value.detail
     assert not list(tmp_path.glob("*pieces*"))
+
+
+@pytest.mark.filterwarnings("ignore:.*is damaged")  # found while the pictures before are decoded
+def test_pictures_that_cannot_be_decoded_fail(tmp_path):
+    """Those of the last second, in an mp4 whose index is whole."""
+    path = write_video(tmp_path / "a.mp4", num_frames=75, gop=25)
+    with av.open(str(path)) as container:
+        last = [p for p in container.demux(video=0) if p.size and p.pts * p.time_base >= 2]
+        places = [(packet.pos, packet.size) for packet in last]
+    data = bytearray(path.read_bytes())
+    for start, size in places:
+        data[start : start + size] = bytes(size)
+    path.write_bytes(data)
+    assert len(cut(path, [(0.0, 1.0), (1.0, 2.0)], tmp_path / "pieces", 2.0)) == 2
+    with (
+        pytest.warns(UserWarning, match=r"damaged near 2\.0 s"),
+        pytest.raises(Failed, match=r"a\.mp4: no picture from 2 to 3 s can be decoded"),
+    ):
+        cut(path, [(0.0, 1.0), (2.0, 3.0)], tmp_path / "more", 2.0)
+    assert not (tmp_path / "more").exists()
 
 
 def test_an_image_is_no_clip(tmp_path):

@@ -50,9 +50,11 @@ def write_video(
     size=(56, 112),
     codec="libx264",
     options=None,
+    gop=None,  # a keyframe every so many frames, and nowhere else
 ):
     with av.open(str(path), "w", options=options or {}) as container:
-        video = container.add_stream(codec, rate=fps, options={"bf": "3"})
+        coding = {"bf": "3"} | ({} if gop is None else {"g": str(gop), "sc_threshold": "0"})
+        video = container.add_stream(codec, rate=fps, options=coding)
         video.height, video.width = size
         video.pix_fmt = "yuv420p"
         # Other containers and codecs only know frame numbers.

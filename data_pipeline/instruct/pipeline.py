@@ -222,11 +222,12 @@ def _progress(settings: Settings, replies: Path) -> Iterator[None]:
 
     def show():
         host = Host.of(settings, replies)
-        with tqdm.tqdm(unit=" replies") as bar:
+        with tqdm.tqdm(unit=" replies", mininterval=1) as bar:
             while not ended.wait(0.5):
                 usage = host.ask.usage
                 stages = (f"{name} {n}" for name, n in host.done.items())
-                bar.set_postfix_str(", ".join([*stages, f"{usage['stored']} from the store"]))
+                told = ", ".join([*stages, f"{usage['stored']} from the store"])
+                bar.set_postfix_str(told, refresh=False)
                 bar.update(usage["calls"] + usage["stored"] - bar.n)
 
     thread = threading.Thread(target=show, daemon=True)

@@ -2,8 +2,8 @@
 
 The captioner is a model that gets frames and sound, each sense by itself; or with `--captioner
 text` the timed parts of the caption are shared out. Sentences of both senses are put in one order
-(the order is asked for, not the text, so that none can be lost or changed), and the whole is mended
-with the full caption.
+(places are asked for, not the text, so that no sentence can be lost or changed), and the whole is
+mended with the full caption.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import asyncio
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from data_pipeline.instruct import cut
 from data_pipeline.instruct.items import Caption, Failed, Item, Reason, Segment, Sense
@@ -37,7 +37,8 @@ def cut_clip(caption: Caption, videos: Path, directory: Path, settings: Settings
     source = videos / caption.video
     duration = cut.duration_of(source)
     pieces = stretches(duration, caption.shots, settings.segment_seconds)
-    name = hashlib.sha256(repr((caption.video, pieces)).encode()).hexdigest()[:16]
+    named = repr((caption.video, pieces, settings.frames_per_second))
+    name = hashlib.sha256(named.encode()).hexdigest()[:16]
     return cut.cut(source, pieces, directory / name, settings.frames_per_second)
 
 
@@ -89,18 +90,12 @@ async def _describe_one(
         heard=found.get("audio", ()),
         captioner=ask.settings.captioner,
     )
-    named = [(f"S{i}", text) for i, text in enumerate(segment.seen, 1)]
-    named += [(f"H{i}", text) for i, text in enumerate(segment.heard, 1)]
-    if not named:
+    if not (segment.seen or segment.heard):
         return segment, told
-    order = [name for name, _ in named]
+    fused = segment.seen + segment.heard
     if segment.seen and segment.heard:
-        reply = await ask(
-            request("fuse", sentences=named), seed, functools.partial(check_order, names=order)
-        )
-        order, told["editor"] = reply.data["order"], reply.model
-    texts = dict(named)
-    fused = tuple(texts[name] for name in order)
+        reply = await ask(request("fuse", seen=segment.seen, heard=segment.heard), seed)
+        fused, told["editor"] = fuse(segment.seen, segment.heard, reply.data["behind"]), reply.model
     piece = " ".join(fused)
     asked = request(
         "refine", caption=item.caption.text, piece=piece, duration=f"{duration:g}", **times
@@ -110,11 +105,22 @@ async def _describe_one(
     return dataclasses.replace(segment, fused=fused, text=reply.data["text"]), told
 
 
-def check_order(data: dict[str, Any], *, names: list[str]) -> None:
-    """Raises ValueError where a sentence is lost, or there twice."""
-    if sorted(data["order"]) != sorted(names):
-        lost = sorted(set(names) - set(data["order"]))
-        raise ValueError(f"the fused order loses {', '.join(lost)}")
+def fuse(seen: Sequence[str], heard: Sequence[str], behind: Sequence[int]) -> tuple[str, ...]:
+    """All sentences in one order.
+
+    Args:
+      behind: for each of `heard`, how many of `seen` stand before it.
+
+    Raises:
+      ValueError: places for fewer or more sentences than there are, or outside of them.
+    """
+    placed = zip(behind, heard, strict=True)
+    if any(not 0 <= place <= len(seen) for place in behind):
+        raise ValueError(f"places {list(behind)} among {len(seen)} sentences")
+    # Sounds behind a sentence, itself at its place; a sort keeps those of one place in order.
+    sounds = [(place, 1, text) for place, text in placed]
+    sights = [(place, 0, text) for place, text in enumerate(seen, start=1)]
+    return tuple(text for *_, text in sorted(sights + sounds, key=lambda one: one[:2]))
 
 
 def share_out(caption: Caption, start: float, end: float) -> dict[Sense, tuple[str, ...]]:

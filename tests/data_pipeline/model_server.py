@@ -62,10 +62,6 @@ def reply(job: str, schema: dict[str, Any], user: str) -> dict[str, Any]:
         data |= dict.fromkeys(names, 5 if goes_on else 4)
         # Not all alike, so that balancing has something to do.
         data["category"] = schema["properties"]["category"]["enum"][min(rng.randrange(12), 9)]
-    elif job == "fuse":
-        data["order"] = rng.sample(
-            schema["properties"]["order"]["items"]["enum"], len(data["order"])
-        )
     elif job == "reason":
         numbers = schema["properties"]["steps"]["items"]["properties"]["segment"]["enum"]
         looks = rng.sample(numbers[1:], min(2, len(numbers) - 1))

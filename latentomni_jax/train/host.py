@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 T = TypeVar("T")
@@ -54,6 +55,19 @@ def first_process_first(name: str, make: Callable[[], T]) -> T:
     made = make() if jax.process_index() == 0 else None
     multihost_utils.sync_global_devices(name)
     return make() if made is None else made
+
+
+def wait_for_all(name: str, hours: float = 2.0) -> None:
+    """Waits until every process is here.
+
+    Where hosts may be minutes apart, as after compiling, a step's collectives are no place to wait:
+    on CPU they give up after 30 s. This asks the service that the processes joined by.
+
+    Args:
+      name: the same on all processes, and of this call alone. hours: after which it is an error.
+    """
+    if jax.process_count() > 1:
+        ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=round(hours * 3_600_000))
 
 
 class StopSignal:

@@ -25,6 +25,7 @@ from latentomni_jax.latent.examples import empty_batch
 from latentomni_jax.latent.objective import Counts, count, objective
 from latentomni_jax.latent.options import Objective
 from latentomni_jax.layout import BatchShape, InputError, RowMedia, TrainBatch
+from latentomni_jax.train.host import wait_for_all
 from latentomni_jax.train.state import TrainState, merge
 
 Metrics = dict[str, Array]
@@ -120,6 +121,7 @@ class Programs:
         """
         self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "compile")
         self._names = {_shapes(batch): name for name, batch in batches.items()}
+        self._begun: set[Any] = set()
         self._compiled = {
             _shapes(batch): self._pool.submit(step.lower(state, batch).compile)
             for batch in batches.values()
@@ -160,8 +162,13 @@ class Programs:
         raise InputError(f"a step of {self._names[largest]} {told}; {hint}")
 
     def __call__(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
-        """Waits for the batch's program where it is not ready."""
-        return self._compiled[_shapes(batch)].result()(state, batch)
+        """Waits for the batch's program, on all processes, where it is not ready."""
+        shapes = _shapes(batch)
+        program = self._compiled[shapes].result()
+        if shapes not in self._begun:
+            wait_for_all(f"compiled: {self._names[shapes]}")
+            self._begun.add(shapes)
+        return program(state, batch)
 
     def close(self) -> None:
         """Begins no further program."""

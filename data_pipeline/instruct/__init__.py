@@ -10,6 +10,6 @@ The paper's three stages, in the order in which an item passes them:
                 `messages`: the SFT layout
     browse      a page to look through them
 
-`items` is what all of them speak of; `prompts` and `replies` ask the models; `pipeline` is the
-Apache Beam graph that runs it all. Nothing here knows JAX.
+`items` is what all of them speak of. Models are asked by `prompts`, `replies`, `parsing`, `store`.
+`pipeline` is the Apache Beam graph that runs it all, `engine` a stage of it. Nothing here knows JAX.
 """

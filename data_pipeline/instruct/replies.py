@@ -17,15 +17,15 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import jsonschema
 import openai
 
 from data_pipeline.instruct.items import Failed, Reason
+from data_pipeline.instruct.parsing import clean_text, content, parse
 from data_pipeline.instruct.prompts import Request
 from data_pipeline.instruct.settings import Role, Settings
+from data_pipeline.instruct.store import Reply, Store
 from latentomni_jax.layout import InputError
 
 FORMAT = 1  # of what is stored
@@ -37,42 +37,6 @@ _FATAL = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFo
 
 class Waiting(Exception):
     """The run has stopped asking: this call has to wait for the next run."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Reply:
-    """Attributes: data: keeps to the request's schema. model: who replied, as it calls itself."""
-
-    data: dict[str, Any]
-    model: str
-
-
-class Store:
-    """Replies in a directory, one file each; several processes may share it."""
-
-    def __init__(self, directory: Path):
-        self.directory = directory
-        self._folders: set[str] = set()
-
-    def get(self, key: str) -> Reply | None:
-        """None where there is none, or a file that is not whole."""
-        try:
-            found = json.loads(self._path(key).read_text())
-            return Reply(found["data"], found["model"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def put(self, key: str, reply: Reply) -> None:
-        path = self._path(key)
-        if key[:2] not in self._folders:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._folders.add(key[:2])
-        partial = path.with_name(f".{path.name}.{random.getrandbits(48):012x}")
-        partial.write_text(json.dumps(dataclasses.asdict(reply)))
-        partial.replace(path)
-
-    def _path(self, key: str) -> Path:
-        return self.directory / key[:2] / f"{key}.json"
 
 
 class Asker:
@@ -116,6 +80,7 @@ class Asker:
     async def close(self) -> None:
         for client in self._clients.values():
             await client.close()
+        self.store.close()
 
     async def _ask(self, request: Request, role: Role, seed: int, check: Any) -> Reply:
         self.usage["calls"] += 1
@@ -140,7 +105,7 @@ class Asker:
             self._dead = 0
             self._account(request.role, role, body)
             try:
-                text, model = _content(body)
+                text, model = content(body)
                 raw = text
                 data = parse(text, request.schema)
                 if check is not None:
@@ -229,37 +194,6 @@ def seed_of(*names: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
 
 
-def parse(text: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """The JSON object of a reply, also behind thoughts, in a fence or among words.
-
-    Raises:
-      ValueError: there is none, or none that keeps to the schema; it says where.
-    """
-    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
-    begin = text.find("{")
-    if begin < 0:
-        raise ValueError("no JSON object in the reply" if text.strip() else "an empty reply")
-    try:
-        data, _ = _DECODER.raw_decode(text, begin)
-        data = _clean(data)
-        error = jsonschema.exceptions.best_match(
-            jsonschema.Draft202012Validator(schema).iter_errors(data)
-        )
-    except RecursionError:
-        raise ValueError("JSON that is nested too deeply") from None
-    if error is not None:
-        where = "/".join(map(str, error.absolute_path)) or "the reply"
-        raise ValueError(f"{where}: {error.message:.200}")
-    return data
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no number")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_no_number)
-
-
 def make_client(url: str, api_key: str) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(
         base_url=url,
@@ -299,38 +233,6 @@ async def resolve_models(settings: Settings, api_key: str = "") -> Settings:
         for name, role in settings.roles.items()
     }
     return dataclasses.replace(settings, roles=roles)
-
-
-def _content(body: Any) -> tuple[str, str]:
-    """Text and model of a chat completion. Raises ValueError."""
-    try:
-        choice = body["choices"][0]
-        text, ended = choice["message"]["content"], choice.get("finish_reason")
-    except (LookupError, TypeError, AttributeError):
-        raise ValueError("no chat completion") from None
-    if not isinstance(text, str):
-        raise ValueError("a reply without text")
-    if ended == "length":
-        raise ValueError("a reply that was cut off: more max_tokens may help")
-    model = body.get("model")
-    return text, model if isinstance(model, str) else ""
-
-
-def _clean(value: Any) -> Any:
-    """Without control characters and halves of characters, blanks tidied, in all texts."""
-    if isinstance(value, str):
-        return clean_text(value)
-    if isinstance(value, list):
-        return [_clean(one) for one in value]
-    if isinstance(value, dict):
-        return {key: _clean(one) for key, one in value.items()}
-    return value
-
-
-def clean_text(text: str) -> str:
-    """One line of printable text."""
-    text = text.encode("utf-8", "replace").decode()
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _told(error: Any) -> str:

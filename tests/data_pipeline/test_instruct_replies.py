@@ -8,9 +8,11 @@ import pytest
 from aiohttp import web
 
 from data_pipeline.instruct.items import Failed, Reason
+from data_pipeline.instruct.parsing import parse
 from data_pipeline.instruct.prompts import FOLDER, Request, request
-from data_pipeline.instruct.replies import COST, Asker, Store, Waiting, parse, request_key
+from data_pipeline.instruct.replies import COST, Asker, Waiting, request_key
 from data_pipeline.instruct.settings import ROLES, Role, Settings
+from data_pipeline.instruct.store import Reply, Store
 from tests.data_pipeline.model_server import GARBAGE
 
 SCHEMA = {
@@ -81,16 +83,33 @@ def test_a_reply_is_asked_for_once_and_stored_without_secrets(tmp_path):
     assert asker.usage[COST] == 100 * 2 + 10 * 5
     (again,), got, asker = ask(tmp_path, [GOOD])
     assert again == first and not got and asker.usage["stored"] == 1 and not asker.usage[COST]
-    stored = [path.read_text() for path in tmp_path.rglob("*.json")]
-    assert len(stored) == 1 and "secret" not in stored[0]
+    stored = "".join(path.read_text() for path in tmp_path.iterdir())
+    assert stored.count("\n") == 1 and "secret" not in stored
 
 
-def test_a_damaged_store_is_asked_again(tmp_path):
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-9], lambda b: b[:33] + b"}" + b[34:], lambda b: b"x" + b]
+)
+def test_a_damaged_store_is_asked_again(tmp_path, damage):
     ask(tmp_path, [GOOD])
-    (path,) = tmp_path.rglob("*.json")
-    path.write_text(path.read_text()[:5])
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(damage(path.read_bytes()))
     (again,), got, _ = ask(tmp_path, [GOOD])
     assert again == {"a": "yes"} and len(got) == 1
+    (again,), got, _ = ask(tmp_path, [GOOD])  # now it is there, whole
+    assert again == {"a": "yes"} and not got
+
+
+def test_processes_share_a_store(tmp_path):
+    key, other = "0" * 64, "1" * 64
+    one, two = Store(tmp_path), Store(tmp_path)
+    one.put(key, Reply({"a": "é\n"}, "m"))
+    two.put(other, Reply({"a": 2}, "m"))
+    assert one.get(key) == Reply({"a": "é\n"}, "m") and one.get(other) is None
+    three = Store(tmp_path)
+    assert three.get(key) == one.get(key) and three.get(other) == two.get(other)
+    for store in (one, two, three):
+        store.close()
 
 
 @pytest.mark.parametrize(
@@ -113,7 +132,7 @@ def test_what_never_becomes_usable_fails_with_what_was_said(tmp_path):
     assert found.raw == "I would rather not." and "no JSON object" in found.detail
     (found,), *_ = ask(tmp_path, [500], tries=2)
     assert isinstance(found, Failed) and found.reason is Reason.SERVER
-    assert not list(tmp_path.rglob("*.json"))  # the next run asks again
+    assert not any(path.stat().st_size for path in tmp_path.iterdir())  # the next run asks again
 
 
 def test_a_check_of_our_own_counts_as_unusable(tmp_path):

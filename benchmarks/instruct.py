@@ -68,11 +68,12 @@ def run(folder: Path, args: argparse.Namespace) -> None:
             seconds = time.monotonic() - began
     finally:
         server.kill()
+    rate = outcome.usage["calls"] / seconds
     calls, most = outcome.usage["calls"], args.concurrency / args.latency
     fates = Counter(entry.fate for entry in pipeline.ended(folder / "out"))
     print(
         f"{args.captions} captions, {calls} calls in {seconds:.1f} s: "
-        f"{calls / seconds:.0f} calls/s, {100 * calls / seconds / most:.0f}% of {most:.0f}; items {dict(fates)}"
+        f"{rate:.0f} calls/s, {100 * rate / most:.0f}% of {most:.0f}; items {dict(fates)}"
     )
     print("memory, MB: " + memory.told())
 

@@ -11,5 +11,5 @@ The paper's three stages, in the order in which an item passes them:
     browse      a page to look through them
 
 `items` is what all of them speak of. Models are asked by `prompts`, `replies`, `parsing`, `store`.
-`pipeline` is the Apache Beam graph that runs it all, `engine` a stage of it. Nothing here knows JAX.
+`pipeline` is the Apache Beam graph of it all, `engine` a stage of it. Nothing here knows JAX.
 """

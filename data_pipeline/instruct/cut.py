@@ -53,7 +53,7 @@ class Cut:
     video: Path | None
     audio: Path | None
     frames: tuple[Path, ...]
-    digests: dict[Sense, str]
+    digests: dict[Sense, str] = dataclasses.field(hash=False)
 
 
 def duration_of(source: Path) -> float:

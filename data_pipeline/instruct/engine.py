@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import dataclasses
+import gc
 import os
 import threading
 from collections import Counter, deque
@@ -46,6 +47,7 @@ class Host:
 
     _hosts: dict[tuple[str, Path], Host] = {}
     _lock = threading.Lock()
+    _collected: tuple[int, int, int]
 
     def __init__(self, settings: Settings, replies: Path):
         self.loop = asyncio.new_event_loop()
@@ -59,6 +61,12 @@ class Host:
     def of(cls, settings: Settings, replies: Path) -> Host:
         key = repr(settings), replies
         with cls._lock:
+            if not cls._hosts:
+                # Many calls are many objects, and few of them rings: looking for rings as often as
+                # Python does by itself took a sixth of the time (docs/instruct.md).
+                cls._collected = gc.get_threshold()
+                gc.freeze()
+                gc.set_threshold(50_000, 20, 100)
             if key not in cls._hosts:
                 cls._hosts[key] = cls(settings, replies)
             return cls._hosts[key]
@@ -71,6 +79,9 @@ class Host:
                 asyncio.run_coroutine_threadsafe(host.ask.close(), host.loop).result(30)
                 host.loop.call_soon_threadsafe(host.loop.stop)
                 host._thread.join(30)
+            if cls._hosts:
+                gc.set_threshold(*cls._collected)
+                gc.unfreeze()
             cls._hosts.clear()
 
     def report(self) -> None:

@@ -16,8 +16,8 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import openai
 
@@ -29,8 +29,10 @@ from data_pipeline.instruct.store import Reply, Store
 from latentomni_jax.layout import InputError
 
 FORMAT = 1  # of what is stored
+T = TypeVar("T")
 COST = "cost, millionths"
 _SHOWN = 4000  # characters of an unusable reply that a ledger keeps
+_REMEMBERED = 1000  # things made once
 _DEAD = 8  # calls in a row that no try of succeeded: the server is taken for dead
 _FATAL = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 
@@ -54,6 +56,7 @@ class Asker:
         self._api_key = api_key or "none"  # servers of one's own want none; the client does
         self._clients: dict[str, openai.AsyncOpenAI] = {}
         self._running = asyncio.Semaphore(settings.concurrency)
+        self._made: dict[Hashable, asyncio.Future] = {}
         self._next, self._dead = 0.0, 0
 
     async def __call__(
@@ -76,6 +79,15 @@ class Asker:
             reply = await self._ask(request, role, seed, check)
         self.store.put(key, reply)
         return reply
+
+    async def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """`make()`, called in a thread, once for all who ask for the same key at about a time."""
+        made = self._made.get(key)
+        if made is None:
+            made = self._made[key] = asyncio.ensure_future(asyncio.to_thread(make))
+            if len(self._made) > _REMEMBERED:
+                del self._made[next(iter(self._made))]
+        return await asyncio.shield(made)
 
     async def close(self) -> None:
         for client in self._clients.values():

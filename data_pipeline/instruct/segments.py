@@ -44,7 +44,11 @@ def cut_clip(caption: Caption, videos: Path, directory: Path, settings: Settings
 
 async def describe(item: Item, ask: Asker, *, videos: Path, directory: Path) -> Item:
     """Fills the item's segments."""
-    cuts = await asyncio.to_thread(cut_clip, item.caption, videos, directory, ask.settings)
+    caption = item.caption
+    cuts = await ask.once(
+        (caption.video, caption.shots),
+        functools.partial(cut_clip, caption, videos, directory, ask.settings),
+    )
     duration = cuts[-1].end
     done = await asyncio.gather(
         *(_describe_one(item, ask, one, duration) for one in cuts), return_exceptions=True
@@ -137,4 +141,8 @@ def share_out(caption: Caption, start: float, end: float) -> dict[Sense, tuple[s
 
 
 def _media(one: cut.Cut, sense: Sense) -> Media:
-    return Media(functools.partial(cut.payload, one, sense), cut.digest(one, sense))
+    return Media(functools.partial(_payload, one, sense), cut.digest(one, sense))
+
+
+# Several questions about a clip are often under way at a time; 64 segments may be some 20 MB.
+_payload = functools.lru_cache(maxsize=64)(cut.payload)

@@ -32,8 +32,9 @@ class Store:
         directory.mkdir(parents=True, exist_ok=True)
         self._files: list[int] = []
         self._places: dict[bytes, tuple[int, int, int]] = {}  # key -> file, start, length
-        for path in sorted(directory.glob("*.replies")):
-            self._read(path)
+        logs = directory.glob("*.replies")
+        for path in sorted(logs, key=lambda log: (log.stat().st_mtime_ns, log.name)):
+            self._read(path)  # of a key's replies the newest counts: an older one may be damaged
         path = directory / f"{uuid.uuid4().hex}.replies"
         self._mine, self._end = len(self._files), 0
         self._files.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644))
@@ -50,7 +51,7 @@ class Store:
             return None  # a damaged log: asked again
 
     def put(self, key: str, reply: Reply) -> None:
-        text = json.dumps(dataclasses.asdict(reply)).encode()
+        text = json.dumps({"data": reply.data, "model": reply.model}).encode()
         line = key[:_KEY].encode() + b" " + text + b"\n"
         written = os.write(
             self._files[self._mine], line

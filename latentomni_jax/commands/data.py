@@ -55,6 +55,16 @@ end by reason, and in DIR/problems.jsonl.
 Exit code: 0, or 2 with one line on stderr where a file or an option is unusable.
 """
 
+MESSAGES_EPILOG = """\
+A row has "messages" (user, assistant), the files that placeholders name ("videos", "audios",
+"images"), and what the layout has no place for, which loaders pass over: "segments", "choices",
+"answer", "metadata". A row of others that cannot be a trajectory is listed and left out.
+
+examples:
+  latentomni data messages --export instruct/trajectories.jsonl --out sft.jsonl
+  latentomni data messages --import theirs.jsonl --out trajectories.jsonl
+"""
+
 AV_EVENTS_EPILOG = """\
 What is written:
   clips/*.mp4             H.264 and AAC; splits train, test and novel share no clip, and novel has
@@ -151,6 +161,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     instruct.add_arguments(made)
 
+    messages = verbs.add_parser(
+        "messages",
+        help="trajectories to and from the layout of messages that SFT frameworks read",
+        description="Trajectories to the layout of messages that SFT frameworks read, and back.",
+        epilog=MESSAGES_EPILOG,
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
+    direction = messages.add_mutually_exclusive_group(required=True)
+    direction.add_argument("--export", metavar="FILE.jsonl", help="trajectories to write as rows")
+    direction.add_argument(
+        "--import",
+        dest="imported",
+        metavar="FILE",
+        help="rows (JSON lines, or one JSON list) to read",
+    )
+    messages.add_argument("--out", required=True, metavar="FILE.jsonl", help="file to write")
+
     tiny = verbs.add_parser(
         "tiny",
         help="draw a tiny training set, clips and trajectories",
@@ -225,7 +253,13 @@ _SPEC_OPTIONS = {
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; 0 when all went well. Raises InputError."""
-    verbs = {"cache": _cache, "instruct": instruct.run, "tiny": _tiny, "av-events": _av_events}
+    verbs = {
+        "cache": _cache,
+        "instruct": instruct.run,
+        "messages": _messages,
+        "tiny": _tiny,
+        "av-events": _av_events,
+    }
     return verbs[args.verb](args)
 
 
@@ -257,6 +291,19 @@ def _cache(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
     )
     print(f"{summary}\nin {time.monotonic() - started:.1f} s to {args.out}")
+    return 0
+
+
+def _messages(args: argparse.Namespace) -> int:
+    from data_pipeline.instruct.messages import export_messages, import_messages
+
+    if args.export:
+        count, problems = export_messages(args.export, args.out)
+    else:
+        count, problems = import_messages(args.imported, args.out)
+    for problem in problems:
+        print(problem)
+    print(f"{count} rows to {args.out}, {len(problems)} left out")
     return 0
 
 

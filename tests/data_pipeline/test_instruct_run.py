@@ -1,6 +1,7 @@
 """The whole pipeline against a scripted server: under fire, killed, changed, on a budget."""
 
 import asyncio
+import dataclasses
 import json
 import random
 import signal
@@ -9,15 +10,22 @@ import sys
 import threading
 import time
 
+import apache_beam as beam
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.testing.util import assert_that, equal_to
 
 from data_pipeline.instruct import prompts
 from data_pipeline.instruct.dataset import COUNTS, LEDGER, SAMPLES, TRAJECTORIES
-from data_pipeline.instruct.items import Item
+from data_pipeline.instruct.engine import ENDED
+from data_pipeline.instruct.items import Item, Reason
+from data_pipeline.instruct.pipeline import Balance
+from data_pipeline.instruct.settings import Settings
 from data_pipeline.instruct.sources import daily_omni_row
 from data_pipeline.records import Records
 from data_pipeline.trajectories import read_jsonl
 from latentomni_jax.__main__ import main
+from tests.data_pipeline.instruct_items import make_item
 from tests.data_pipeline.model_server import Server, serve
 from tests.processes import ROOT, environment
 
@@ -212,6 +220,28 @@ def test_without_a_captioner_timed_captions_are_shared_out(tiny, started, tmp_pa
     assert len(records) == len(samples)
     trajectory, media = records.read(0)
     assert media.prompt is not None and len(media.segments) == len(trajectory.segments)
+
+
+@pytest.mark.parametrize(("least", "kept"), [(0, {"a": 3, "b": 1}), (2, {"a": 10})])
+def test_categories_are_balanced_and_the_rest_says_why(least, kept):
+    items = [
+        dataclasses.replace(item, scores=dataclasses.replace(item.scores, category=category))
+        for category, count in (("a", 10), ("b", 1))
+        for item in (make_item(f"{category}{n}") for n in range(count))
+    ]
+    reason = Reason.RARE if least else Reason.BALANCE
+    with beam.Pipeline(options=PipelineOptions([])) as graph:
+        done = graph | beam.Create(items) | Balance(Settings(ratio=3.0, least=least))
+        counts = (
+            done["going"]
+            | beam.Map(lambda i: i.scores.category)
+            | beam.combiners.Count.PerElement()
+        )
+        assert_that(counts, equal_to(list(kept.items())))
+        reasons = done[ENDED] | "why" >> beam.Map(lambda e: (e.id[0], e.stage, e.reason))
+        left_out = {"a": 10 - kept["a"], "b": 1 - kept.get("b", 0)}
+        wanted = [(name, "balance", reason) for name, n in left_out.items() for _ in range(n)]
+        assert_that(reasons, equal_to(wanted), label="reasons")
 
 
 def test_mistakes_are_told(captions, tiny, started, tmp_path, capsys):

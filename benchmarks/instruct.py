@@ -61,7 +61,7 @@ def run(folder: Path, args: argparse.Namespace) -> None:
         assert server.stdout is not None
         url = server.stdout.readline().strip()
         settings = Settings(url=url, concurrency=args.concurrency, segment_seconds=2.0)
-        settings = asyncio.run(replies.resolve_models(settings))
+        settings = asyncio.run(replies.resolve_models(settings, {}))
         with Memory() as memory:
             began = time.monotonic()
             outcome = pipeline.run([str(captions)], folder / "set", folder / "out", settings)

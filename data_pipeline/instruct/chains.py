@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from data_pipeline.instruct.dataset import trajectory
 from data_pipeline.instruct.items import (
     Audit,
     Chain,
     Dropped,
+    Failed,
     Item,
     Reason,
     Segment,
@@ -16,6 +18,8 @@ from data_pipeline.instruct.items import (
 from data_pipeline.instruct.prompts import request
 from data_pipeline.instruct.questions import told_by
 from data_pipeline.instruct.replies import Asker, seed_of
+from data_pipeline.trajectories import parse_object
+from latentomni_jax.layout import InputError
 
 MOST = 3  # segments that a trajectory cites; at least one
 
@@ -77,7 +81,12 @@ async def audit(item: Item, ask: Asker) -> Item:
     check_citations(chain, item.segments)
     if not question.options:
         chain = dataclasses.replace(chain, answer=question.answer)
-    return told_by(item, "auditor", reply.model, audit=done, chain=chain)
+    item = told_by(item, "auditor", reply.model, audit=done, chain=chain)
+    try:  # now, where it is about one item
+        parse_object(trajectory(item).to_json())
+    except InputError as error:
+        raise Failed(Reason.REPLY, f"cannot be trained with: {error}") from error
+    return item
 
 
 def apply(audit: Audit, chain: Chain) -> Chain:

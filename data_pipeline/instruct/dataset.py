@@ -95,14 +95,17 @@ def trajectory(item: Item) -> Trajectory:
 
 
 def write_dataset(
-    out: str | os.PathLike, items: Iterable[Item], entries: Iterable[Entry]
+    out: str | os.PathLike,
+    items: Iterable[Item],
+    entries: Iterable[Entry],
+    expected_ids: Iterable[str] | None = None,
 ) -> dict[str, Any]:
     """Writes the data set, the same bytes for the same items and entries; replaces what is there.
 
     Args:
       out: directory, made where it is missing.
       items: the kept ones, in the order in which they are written.
-      entries: of all items, also of the kept ones.
+      entries: of all items, also of the kept ones. expected_ids: see `check_ledger`.
 
     Returns:
       The counts, see `card.Counts`.
@@ -132,7 +135,7 @@ def write_dataset(
                 counts.add_entry(entry)
                 yield entry
 
-        check_ledger(written(), kept_ids=kept)
+        check_ledger(written(), expected_ids, kept)
         (out / COUNTS).unlink(missing_ok=True)
     found = counts.to_json()
     write_text(out / CARD, card(found))

@@ -27,7 +27,6 @@ from data_pipeline.instruct.items import Ended, Entry, Item
 from data_pipeline.instruct.replies import Asker, Store, Waiting
 from data_pipeline.instruct.settings import Settings
 
-API_KEY = "OPENAI_API_KEY"  # the environment variable; never an option, never written down
 ENDED: Final = "ended"  # the output of entries
 _AHEAD = 4  # items under way in a stage, for each call that may be
 
@@ -51,7 +50,7 @@ class Host:
 
     def __init__(self, settings: Settings, replies: Path):
         self.loop = asyncio.new_event_loop()
-        self.ask = Asker(settings, Store(replies), os.environ.get(API_KEY, ""))
+        self.ask = Asker(settings, Store(replies), os.environ)
         self.done: Counter[str] = Counter()  # items by stage, for who shows progress
         self._reported: Counter[str] = Counter()
         self._thread = threading.Thread(target=self.loop.run_forever, name="calls", daemon=True)

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import jsonschema
 
+_TRIED = 100  # opening braces at which an object is looked for
 
-def content(body: Any) -> tuple[str, str]:
-    """Text and model of a chat completion. Raises ValueError."""
+
+def content(body: Any) -> tuple[str, str, bool]:
+    """Text and model of a chat completion, and whether the text came to its end.
+
+    Raises:
+      ValueError: it is none.
+    """
     try:
-        choice = body["choices"][0]
+        choice, model = body["choices"][0], body.get("model")
         text, ended = choice["message"]["content"], choice.get("finish_reason")
     except (LookupError, TypeError, AttributeError):
         raise ValueError("no chat completion") from None
     if not isinstance(text, str):
-        raise ValueError("a reply without text")
-    if ended == "length":
-        raise ValueError("a reply that was cut off: more max_tokens may help")
-    model = body.get("model")
-    return text, model if isinstance(model, str) else ""
+        raise ValueError("a chat completion without text")
+    return text, model if isinstance(model, str) else "", ended != "length"
 
 
 def parse(text: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -30,13 +32,9 @@ def parse(text: str, schema: dict[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: there is none, or none that keeps to the schema; it says where.
     """
-    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
-    begin = text.find("{")
-    if begin < 0:
-        raise ValueError("no JSON object in the reply" if text.strip() else "an empty reply")
+    text = text[text.rfind("</think>") + 1 :]  # thoughts may begin before the reply does
     try:
-        data, _ = _DECODER.raw_decode(text, begin)
-        data = _clean(data)
+        data = _clean(_first_object(text))
         error = jsonschema.exceptions.best_match(
             jsonschema.Draft202012Validator(schema).iter_errors(data)
         )
@@ -46,6 +44,21 @@ def parse(text: str, schema: dict[str, Any]) -> dict[str, Any]:
         where = "/".join(map(str, error.absolute_path)) or "the reply"
         raise ValueError(f"{where}: {error.message:.200}")
     return data
+
+
+def _first_object(text: str) -> Any:
+    """Raises ValueError, or RecursionError."""
+    begin, told = text.find("{"), None
+    for _ in range(_TRIED):
+        if begin < 0:
+            break
+        try:
+            return _DECODER.raw_decode(text, begin)[0]
+        except ValueError as error:
+            begin, told = text.find("{", begin + 1), told or error
+    if told is not None:
+        raise told
+    raise ValueError("no JSON object in the reply" if text.strip() else "an empty reply")
 
 
 def _no_number(text: str) -> None:
@@ -59,6 +72,8 @@ def _clean(value: Any) -> Any:
     """Without control characters and halves of characters, blanks tidied, in all texts."""
     if isinstance(value, str):
         return clean_text(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # JSON schemas take 5.0 for an integer, Python does not
     if isinstance(value, list):
         return [_clean(one) for one in value]
     if isinstance(value, dict):

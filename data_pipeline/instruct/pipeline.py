@@ -60,7 +60,8 @@ def run(
       InputError: an option that Beam does not take.
     """
     parts = out / PARTS
-    shutil.rmtree(parts, ignore_errors=True)  # of a run before
+    if parts.exists():  # of a run before
+        shutil.rmtree(parts)
     try:
         pipeline = beam.Pipeline(options=PipelineOptions(list(options)))
     except (Exception, SystemExit) as error:

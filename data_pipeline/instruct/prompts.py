@@ -62,8 +62,16 @@ class Request:
 def request(job: str, *, media: Media | None = None, **values: Any) -> Request:
     """A job's prompt, filled in."""
     role, parts = _prompt(job)
-    system, user, schema = (part.render(values).strip() for part in parts)
-    return Request(job, role, system, user, json.loads(schema), media)
+    system, user, told = (part.render(values).strip() for part in parts)
+    schema = json.loads(told)
+    user += f"\n\nReply with one JSON object and nothing else, of this JSON schema:\n{told}"
+    return Request(job, role, system, user, schema, media)
+
+
+def check() -> None:
+    """Reads all prompts. Raises InputError where one is unusable, before anything is asked."""
+    for path in sorted(FOLDER.glob("*.md")):
+        _prompt(path.stem)
 
 
 @functools.cache
@@ -83,7 +91,10 @@ def _prompt(job: str) -> tuple[str, tuple[jinja2.Template, ...]]:
     )
     environment.filters["quoted"] = _quoted
     environment.policies["json.dumps_function"] = lambda value, **_: json.dumps(value)
-    return found[1], tuple(environment.from_string(part) for part in found.groups()[1:])
+    try:
+        return found[1], tuple(environment.from_string(part) for part in found.groups()[1:])
+    except jinja2.TemplateSyntaxError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _quoted(text: str) -> str:

@@ -77,7 +77,7 @@ async def judge(item: Item, ask: Asker) -> Item:
     """Scores and classifies; drops what is below the threshold."""
     asked = request("judge", **_known(item), categories=CATEGORIES, modalities=MODALITIES)
     reply = await ask(asked, seed_of(ask.settings.seed, item.id))
-    scores = Scores(**reply.data)
+    scores = Scores(**reply.data | {"confidence": float(reply.data["confidence"])})
     if scores.total < ask.settings.threshold:
         raise Dropped(Reason.SCORE, f"{scores.total} of 15, {ask.settings.threshold} are wanted")
     return told_by(item, "judge", reply.model, scores=scores)

@@ -15,8 +15,9 @@ import json
 import random
 import re
 import time
+import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
 import openai
@@ -34,6 +35,7 @@ COST = "cost, millionths"
 _SHOWN = 4000  # characters of an unusable reply that a ledger keeps
 _REMEMBERED = 1000  # things made once
 _DEAD = 8  # calls in a row that no try of succeeded: the server is taken for dead
+_BUSY = (openai.RateLimitError, openai.APIConnectionError)
 _FATAL = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 
 
@@ -49,12 +51,14 @@ class Asker:
       halted: why no further call is made; "" while there is no reason.
     """
 
-    def __init__(self, settings: Settings, store: Store, api_key: str = ""):
+    def __init__(self, settings: Settings, store: Store, keys: Mapping[str, str]):
+        """`keys` has API keys under the names of environment variables, see `Role.key`."""
         self.settings, self.store = settings, store
         self.usage: Counter[str] = Counter()
         self.halted = ""
-        self._api_key = api_key or "none"  # servers of one's own want none; the client does
-        self._clients: dict[str, openai.AsyncOpenAI] = {}
+        self._keys = keys
+        self._clients: dict[tuple[str, str], openai.AsyncOpenAI] = {}
+        self._refused: Counter[str] = Counter()  # in a row, by role
         self._running = asyncio.Semaphore(settings.concurrency)
         self._made: dict[Hashable, asyncio.Future] = {}
         self._next, self._dead = 0.0, 0
@@ -95,53 +99,80 @@ class Asker:
         self.store.close()
 
     async def _ask(self, request: Request, role: Role, seed: int, check: Any) -> Reply:
-        self.usage["calls"] += 1
-        told, raw, reason = "", "", Reason.SERVER
-        for number in range(self.settings.tries):
+        began, tries, waits, unusable = time.monotonic(), 0, 0, 0
+        last, raw, reason = "", "", Reason.SERVER
+        try:
+            messages = request.messages()
+        except OSError as error:
+            raise Failed(Reason.MEDIA, f"{request.job}: {error}") from error
+        while tries < self.settings.tries:
+            if tries + waits:
+                await asyncio.sleep(self._pause(tries + waits, last))
+            await self._turn()
             if self.halted:
                 raise Waiting(self.halted)
-            if number:
-                await asyncio.sleep(self._pause(number, told))
-            await self._turn()
+            self.usage["calls"] += not tries + waits
             self.usage["tries"] += 1
             try:
-                body = await self._post(request, role, seed + number)
+                # Another reply is asked for where one was unusable, not where the server was.
+                body = await self._post(request, role, messages, seed + unusable)
+                raw, model, is_whole = content(body)
             except _FATAL as error:
-                self.halted = f"{role.url or self.settings.url}: {_told(error)}"
-                raise Waiting(self.halted) from None
+                raise self._halt(role, error) from None
             except openai.BadRequestError as error:
-                raise Failed(Reason.SERVER, f"{request.job}: {_told(error)}") from None
-            except (openai.APIError, ValueError) as error:  # ValueError: a body that is no JSON
-                told, reason = error, Reason.SERVER
+                self._refused[request.role] += 1
+                if self._refused[request.role] >= _DEAD:  # it is not these requests: a key, a model
+                    raise self._halt(role, error) from None
+                raise Failed(Reason.SERVER, f"{request.job}: {self._told(error)}") from None
+            except (openai.APIError, TimeoutError, ValueError, RecursionError) as error:
+                last, reason = error, Reason.SERVER
+                busy = isinstance(error, _BUSY) and not isinstance(error, openai.APITimeoutError)
+                if busy and time.monotonic() - began < self.settings.patience:
+                    waits += 1
+                else:
+                    tries += 1
                 continue
-            self._dead = 0
+            self._dead = self._refused[request.role] = 0
             self._account(request.role, role, body)
             try:
-                text, model = content(body)
-                raw = text
-                data = parse(text, request.schema)
+                if not is_whole:
+                    raise ValueError("a reply that was cut off: more max_tokens may help")
+                data = parse(raw, request.schema)
                 if check is not None:
                     check(data)
                 return Reply(data, model or role.model)
             except ValueError as error:
-                told, reason = error, Reason.REPLY
+                last, reason = error, Reason.REPLY
+                tries, unusable = tries + 1, unusable + 1
         if reason is Reason.SERVER:
             self._dead += 1
             if self._dead >= _DEAD:
-                self.halted = (
-                    f"{role.url or self.settings.url}: no reply to {_DEAD} calls in a row: "
-                    f"{_told(told)}"
-                )
-        raise Failed(reason, f"{request.job}: {_told(told)}", raw[:_SHOWN])
+                raise self._halt(role, last, f"no reply to {_DEAD} calls in a row: ")
+        raise Failed(reason, f"{request.job}: {self._told(last)}", self._redacted(raw[:_SHOWN]))
 
-    async def _post(self, request: Request, role: Role, seed: int) -> Any:
-        url = role.url or self.settings.url
-        client = self._clients.get(url)
+    def _halt(self, role: Role, error: Any, what: str = "") -> Waiting:
+        self.halted = f"{role.url or self.settings.url}: {what}{self._told(error)}"
+        return Waiting(self.halted)
+
+    def _told(self, error: Any) -> str:
+        return self._redacted(told(error))
+
+    def _redacted(self, text: str) -> str:
+        """Without the keys, which a server may send back."""
+        for role in self.settings.roles.values():
+            if key := self._keys.get(role.key):
+                text = text.replace(key, "***")
+        return text
+
+    async def _post(self, request: Request, role: Role, messages: Any, seed: int) -> Any:
+        server = role.url or self.settings.url, role.key
+        client = self._clients.get(server)
         if client is None:
-            client = self._clients[url] = make_client(url, self._api_key)
+            client = make_client(server[0], self._keys.get(role.key, ""))
+            self._clients[server] = client
         body: dict[str, Any] = {
             "model": role.model,
-            "messages": request.messages(),
+            "messages": messages,
             "temperature": role.temperature,
             "top_p": role.top_p,
             "max_tokens": role.max_tokens,
@@ -150,21 +181,18 @@ class Asker:
         if role.structured:
             schema = {"name": request.job, "schema": request.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        # As plain JSON: typed replies would take the client twice as long (docs/performance.md).
-        return await client.post(
-            "/chat/completions",
-            body=body,
-            cast_to=object,
-            options={"timeout": self.settings.timeout},
-        )
+        # As plain JSON: typed replies would take the client twice as long (docs/instruct.md). The
+        # client's own timeout is that of one read, and a server may drip.
+        posted = client.post("/chat/completions", body=body, cast_to=object)
+        return await asyncio.wait_for(posted, self.settings.timeout)
 
     def _pause(self, number: int, error: Any) -> float:
         """Seconds before a further try: what the server asks for, else longer each time."""
         response = getattr(error, "response", None)
         after = response.headers.get("retry-after", "") if response is not None else ""
-        if re.fullmatch(r"\d{1,4}(\.\d+)?", after):
+        if re.fullmatch(r"\d{1,4}(\.\d+)?", after) and float(after):
             return min(float(after), self.settings.timeout)
-        return self.settings.backoff * 2 ** (number - 1) * random.uniform(0.5, 1.0)
+        return self.settings.backoff * 2 ** min(number - 1, 6) * random.uniform(0.5, 1.0)
 
     async def _turn(self) -> None:
         """Waits for this call's turn where calls a minute are limited."""
@@ -177,14 +205,18 @@ class Asker:
         usage = body.get("usage") if isinstance(body, dict) else None
         usage = usage if isinstance(usage, dict) else {}
         counts = [usage.get(f"{side}_tokens") for side in ("prompt", "completion")]
-        given, taken = (n if isinstance(n, int) and n >= 0 else 0 for n in counts)
-        counts = {"input_tokens": given, "output_tokens": taken}
-        for what, n in counts.items():
+        settings = self.settings
+        if not all(type(n) is int and 0 <= n < 10**9 for n in counts):
+            counts = [0, 0]
+            if settings.token_budget or settings.cost_budget:
+                self.halted = "no budget can be kept: the server does not tell the tokens it uses"
+        given, taken = counts
+        for what, n in (("input_tokens", given), ("output_tokens", taken)):
             self.usage[what] += n
             self.usage[f"{what} of {name}"] += n
         # Whole numbers, which Beam's counters are: a price per million of a token is a millionth.
         self.usage[COST] += round(given * role.input_price + taken * role.output_price)
-        settings, total = self.settings, self.usage["input_tokens"] + self.usage["output_tokens"]
+        total = self.usage["input_tokens"] + self.usage["output_tokens"]
         if settings.token_budget and total >= settings.token_budget:
             self.halted = f"the budget of {settings.token_budget:,} tokens is spent"
         if settings.cost_budget and self.usage[COST] / 1e6 >= settings.cost_budget:
@@ -209,45 +241,57 @@ def seed_of(*names: object) -> int:
 def make_client(url: str, api_key: str) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(
         base_url=url,
-        api_key=api_key,
+        api_key=api_key or "none",  # servers of one's own want none; the client does
         max_retries=0,  # tries are counted here
         http_client=openai.DefaultAioHttpClient(),
     )
 
 
-async def resolve_models(settings: Settings, api_key: str = "") -> Settings:
+async def resolve_models(settings: Settings, keys: Mapping[str, str]) -> Settings:
     """Names the server's own model for every role that has none.
 
     Raises:
       InputError: a server does not answer, or serves no model.
     """
+    roles = dict(settings.roles)
     first: dict[str, str] = {}
-    for role in settings.roles.values():
+    for name, role in roles.items():
         url = role.url or settings.url
-        if url in first:
-            continue
-        if not url:
-            raise InputError("no model server: give its address, http://HOST:PORT/v1, as --llm")
-        client = make_client(url, api_key or "none")
-        try:
-            listed = await client.get("/models", cast_to=object, options={"timeout": 30})
-            first[url] = listed["data"][0]["id"]
-        except openai.APIError as error:
-            raise InputError(f"{url}: is no model server that answers: {_told(error)}") from None
-        except (ValueError, LookupError, TypeError):
-            if any(not role.model for role in settings.roles.values()):
-                raise InputError(f"{url}: tells of no model; name one with --model") from None
-            first[url] = ""
-        finally:
-            await client.close()
-    roles = {
-        name: dataclasses.replace(role, model=role.model or first[role.url or settings.url])
-        for name, role in settings.roles.items()
-    }
+        if url not in first:
+            is_named = all(r.model for r in roles.values() if (r.url or settings.url) == url)
+            first[url] = await _first_model(url, keys.get(role.key, ""), is_named)
+        roles[name] = dataclasses.replace(role, model=role.model or first[url])
     return dataclasses.replace(settings, roles=roles)
 
 
-def _told(error: Any) -> str:
+async def _first_model(url: str, key: str, is_named: bool) -> str:
+    """The first that a server lists; "" where it lists none and none is wanted."""
+    if not url:
+        raise InputError("no model server: give its address, http://HOST:PORT/v1, as --llm")
+    try:
+        parts = urllib.parse.urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+    except ValueError:
+        is_address = False
+    if not is_address:
+        raise InputError(f"{url}: is no address of a server, http://HOST:PORT/v1")
+    client = make_client(url, key)
+    try:
+        listed = await client.get("/models", cast_to=object, options={"timeout": 30})
+        return listed["data"][0]["id"]
+    except openai.AuthenticationError as error:
+        raise InputError(f"{url}: refuses the key: {told(error)}") from None
+    except (openai.APIConnectionError, openai.InternalServerError) as error:
+        raise InputError(f"{url}: is no model server that answers: {told(error)}") from None
+    except (openai.APIError, ValueError, LookupError, TypeError):
+        if is_named:
+            return ""
+        raise InputError(f"{url}: tells of no model; name one with --model") from None
+    finally:
+        await client.close()
+
+
+def told(error: Any) -> str:
     """An error in one line that is short."""
     text = clean_text(str(error)) or type(error).__name__
     return f"{text[:300]}{'...' if len(text) > 300 else ''}"

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from data_pipeline.instruct import cut
 from data_pipeline.instruct.items import Caption, Failed, Item, Reason, Segment, Sense
@@ -21,7 +23,11 @@ from data_pipeline.instruct.prompts import Media, request
 from data_pipeline.instruct.replies import Asker, seed_of
 from data_pipeline.instruct.settings import Settings
 from data_pipeline.instruct.stretches import stretches
+from latentomni_jax.layout import InputError
 
+T = TypeVar("T")
+# Not about one clip: disk or file handles are used up.
+_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 _JOB: dict[Sense, str] = {"video": "see", "audio": "hear"}
 
 
@@ -35,11 +41,19 @@ def cut_clip(caption: Caption, videos: Path, directory: Path, settings: Settings
       Failed: the clip cannot be read.
     """
     source = videos / caption.video
-    duration = cut.duration_of(source)
-    pieces = stretches(duration, caption.shots, settings.segment_seconds)
-    named = repr((caption.video, pieces, settings.frames_per_second))
-    name = hashlib.sha256(named.encode()).hexdigest()[:16]
-    return cut.cut(source, pieces, directory / name, settings.frames_per_second)
+    try:
+        duration = cut.duration_of(source)
+        pieces = stretches(duration, caption.shots, settings.segment_seconds)
+        seen = source.stat()
+        about = (caption.video, seen.st_size, seen.st_mtime_ns, pieces, settings.frames_per_second)
+        name = hashlib.sha256(repr(about).encode("utf-8", "replace")).hexdigest()[:16]
+        return cut.cut(source, pieces, directory / name, settings.frames_per_second)
+    except OSError as error:
+        if error.errno in _OURS:
+            raise
+        raise Failed(Reason.MEDIA, f"{caption.video}: {error.strerror or error}") from error
+    except (InputError, ValueError, LookupError) as error:
+        raise Failed(Reason.MEDIA, f"{caption.video}: {error}") from error
 
 
 async def describe(item: Item, ask: Asker, *, videos: Path, directory: Path) -> Item:
@@ -50,17 +64,21 @@ async def describe(item: Item, ask: Asker, *, videos: Path, directory: Path) -> 
         functools.partial(cut_clip, caption, videos, directory, ask.settings),
     )
     duration = cuts[-1].end
-    done = await asyncio.gather(
-        *(_describe_one(item, ask, one, duration) for one in cuts), return_exceptions=True
-    )
-    for one in done:  # the first in order, whichever came first
-        if isinstance(one, BaseException):
-            raise one
-    segments = tuple(segment for segment, _ in done)  # pyright: ignore[reportGeneralTypeIssues]
+    done = await _all(_describe_one(item, ask, one, duration) for one in cuts)
+    segments = tuple(segment for segment, _ in done)
     if not any(segment.text for segment in segments):
         raise Failed(Reason.CAPTION, "no timed caption tells of any segment")
     models = {role: model for _, told in done for role, model in told.items()}
     return dataclasses.replace(item, segments=segments, models=item.models | models)
+
+
+async def _all(work: Iterable[Awaitable[T]]) -> list[T]:
+    """What all of it comes to; of errors the first in order, whichever came first."""
+    done = await asyncio.gather(*work, return_exceptions=True)
+    for one in done:
+        if isinstance(one, BaseException):
+            raise one
+    return done  # pyright: ignore[reportReturnType]
 
 
 async def _describe_one(
@@ -78,14 +96,12 @@ async def _describe_one(
         senses: list[Sense] = [
             sense for sense, has in (("video", one.frames), ("audio", one.audio)) if has
         ]
-        replies = await asyncio.gather(
-            *(
-                ask(request(_JOB[sense], media=_media(one, sense), **known, **times), seed)
-                for sense in senses
-            )
+        replies = await _all(
+            ask(request(_JOB[sense], media=_media(one, sense), **known, **times), seed)
+            for sense in senses
         )
         found = {s: tuple(r.data["sentences"]) for s, r in zip(senses, replies, strict=True)}
-        told["captioner"] = replies[0].model
+        told |= {"captioner": replies[0].model} if replies else {}
     segment = Segment(
         number=one.number,
         start=one.start,

@@ -17,13 +17,15 @@ class Role:
     """A model and how it is asked.
 
     Attributes:
-      model: its name on the server. url: of the server; "" is the run's own.
+      model: its name on the server. url: of the server; "" is the run's own. key: the environment
+        variable that holds the server's API key.
       max_tokens: of a reply. input_price, output_price: per million tokens, in any one currency.
       structured: ask the server to keep to the reply's JSON schema (checked in any case).
     """
 
     model: str = ""
     url: str = ""
+    key: str = "OPENAI_API_KEY"
     temperature: float = 0.6
     top_p: float = 0.95
     max_tokens: int = 2048
@@ -46,9 +48,10 @@ class Settings:
       segment_seconds: length of a segment where no shots are given.
       concurrency: calls under way at a time, per process. per_minute: calls begun a minute at most,
         per process; 0 for no limit. timeout: seconds of one try. tries: of one call.
-      backoff: seconds before the second try, doubled before each further one.
-      token_budget, cost_budget: of all prompts and replies together; 0 for none. Cached replies are
-        free.
+      backoff: seconds before the second try, doubled before each further one. patience: seconds
+        for which a busy server (429) or one that cannot be reached is waited for, beyond tries.
+      token_budget, cost_budget: of the prompts and replies of a start together; 0 for none. Stored
+        replies are free.
     """
 
     url: str = ""
@@ -66,6 +69,7 @@ class Settings:
     timeout: float = 120.0
     tries: int = 6
     backoff: float = 1.0
+    patience: float = 600.0
     token_budget: int = 0
     cost_budget: float = 0.0
     seed: int = 0
@@ -82,6 +86,12 @@ class Settings:
         for name in ("segment_seconds", "frames_per_second", "concurrency", "timeout", "tries"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} should be more than 0, got {getattr(self, name)}")
+        for url in {self.url, *(role.url for role in self.roles.values())}:
+            if "@" in url:
+                raise InputError("an address holds no password: keys are read from the environment")
+        prices = [role.input_price + role.output_price for role in self.roles.values()]
+        if self.cost_budget and not all(prices):
+            raise InputError("a cost budget needs input_price and output_price of every role")
         if self.ratio and self.ratio < 1:
             raise InputError(f"ratio should be 0 or at least 1, got {self.ratio}")
 

@@ -35,9 +35,7 @@ class Store:
         logs = directory.glob("*.replies")
         for path in sorted(logs, key=lambda log: (log.stat().st_mtime_ns, log.name)):
             self._read(path)  # of a key's replies the newest counts: an older one may be damaged
-        path = directory / f"{uuid.uuid4().hex}.replies"
-        self._mine, self._end = len(self._files), 0
-        self._files.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644))
+        self._directory, self._mine, self._end = directory, -1, 0
 
     def get(self, key: str) -> Reply | None:
         place = self._places.get(bytes.fromhex(key[:_KEY]))
@@ -51,6 +49,11 @@ class Store:
             return None  # a damaged log: asked again
 
     def put(self, key: str, reply: Reply) -> None:
+        if self._mine < 0:  # with the first reply, so that no empty log is left
+            path = self._directory / f"{uuid.uuid4().hex}.replies"
+            self._mine = len(self._files)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND
+            self._files.append(os.open(path, flags, 0o644))
         text = json.dumps({"data": reply.data, "model": reply.model}).encode()
         line = key[:_KEY].encode() + b" " + text + b"\n"
         written = os.write(

@@ -7,6 +7,7 @@ import asyncio
 import dataclasses
 import os
 import shlex
+import shutil
 import time
 from pathlib import Path
 
@@ -30,18 +31,18 @@ What is written:
   trajectories.jsonl, cache    what `latentomni train --set data.cache=DIR/cache` reads
   samples.jsonl, browse.html   everything that led to them, and a page to look through
   ledger.jsonl, README.md      how every item ended, and the data card
-  replies                      what models replied: started again, a run asks nothing twice, and
-                               after a change of a prompt only what depends on it
+  replies                      what models replied: started again, a run asks for no usable reply
+                               twice, and after a change of a prompt only what depends on it
   segments                     clips, sound and frames that captioners were sent
 
 examples:
   latentomni data instruct --captions captions.jsonl --videos clips --out instruct \\
     --llm http://127.0.0.1:8000/v1
 
-  a model for each job, see the file (prices for the cost among them); the key is read from
-  $OPENAI_API_KEY:
+  a model for each job, see the file; keys are read from the environment ($OPENAI_API_KEY, or
+  what a role names):
     latentomni data instruct --captions captions.jsonl --videos clips --out instruct \\
-      --config configs/instruct.py --llm https://example.org/v1 --cost-budget 200
+      --config configs/instruct.py --llm https://example.org/v1 --token-budget 100000000
 
   no model that sees and hears: captions with times are shared out instead
     latentomni data instruct --captions captions.jsonl --videos clips --out instruct \\
@@ -91,10 +92,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--concurrency", type=int, metavar="N", help="calls under way at a time (default 64)"
     )
     parser.add_argument(
-        "--token-budget", type=int, metavar="N", help="tokens after which no call is made"
+        "--token-budget", type=int, metavar="N", help="of this start; then no further call is made"
     )
     parser.add_argument(
-        "--cost-budget", type=float, metavar="X", help="cost after which no call is made"
+        "--cost-budget", type=float, metavar="X", help="the same, by the prices in --config"
     )
     parser.add_argument(
         "--config", metavar="FILE.py", help="models and settings, see configs/instruct.py"
@@ -121,8 +122,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the pipeline. Raises InputError."""
     settings = _settings(args)
     try:
-        from data_pipeline.instruct import pipeline, replies
-        from data_pipeline.instruct.engine import API_KEY
+        from data_pipeline.instruct import pipeline, prompts, replies
     except ImportError as error:
         raise InputError(
             f"{error.name} is missing: pip install 'latentomni_jax[instruct]'"
@@ -133,12 +133,17 @@ def run(args: argparse.Namespace) -> int:
     for path in map(Path, args.captions):
         if not path.is_file():
             raise InputError(f"{path}: no such file (--captions)")
-    settings = asyncio.run(replies.resolve_models(settings, os.environ.get(API_KEY, "")))
+    if len({Path(path).resolve() for path in args.captions}) < len(args.captions):
+        raise InputError("--captions: a file is named twice")
+    try:
+        beam_options = shlex.split(args.beam_options)
+    except ValueError as error:
+        raise InputError(f"--beam-options: {error}") from error
+    prompts.check()
+    settings = asyncio.run(replies.resolve_models(settings, os.environ))
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    outcome = pipeline.run(
-        args.captions, videos.resolve(), out.resolve(), settings, shlex.split(args.beam_options)
-    )
+    outcome = pipeline.run(args.captions, videos.resolve(), out.resolve(), settings, beam_options)
     print(_usage(outcome.usage, time.monotonic() - started))
     if outcome.halted:
         why, count = outcome.halted.most_common(1)[0]
@@ -182,12 +187,9 @@ def _finish(args: argparse.Namespace, settings, out: Path, videos: Path) -> int:
     from data_pipeline.cache import TRAINING_SPEC, build_cache
     from data_pipeline.instruct import browse, dataset, pipeline
 
-    counts = dataset.write_dataset(out, pipeline.kept(out), pipeline.ended(out))
-    dataset.check_ledger(
-        pipeline.ended(out),
-        pipeline.expected(args.captions, settings),
-        (i.id for i in pipeline.kept(out)),
-    )
+    shutil.rmtree(out / "cache", ignore_errors=True)  # of a run before
+    expected = pipeline.expected(args.captions, settings)
+    counts = dataset.write_dataset(out, pipeline.kept(out), pipeline.ended(out), expected)
     page = browse.write_page(out, videos)
     fates = counts["items"]
     print(f"{sum(fates.values())} items: " + ", ".join(f"{n} {fate}" for fate, n in fates.items()))

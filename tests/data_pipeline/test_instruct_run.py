@@ -250,6 +250,10 @@ def test_mistakes_are_told(captions, tiny, started, tmp_path, capsys):
         ([*arguments(captions, tiny, tmp_path, "http://127.0.0.1:9/v1")], "no model server"),
         ([*arguments(captions, tiny, tmp_path, "")], "--llm"),
         ([*arguments("none.jsonl", tiny, tmp_path, url)], "none.jsonl: no such file"),
+        ([*arguments(captions, tiny, tmp_path, "http://HOST:PORT/v1")], "no address"),
+        ([*arguments(captions, tiny, tmp_path, "http://a:b@127.0.0.1/v1")], "no password"),
+        ([*arguments(captions, tiny, tmp_path, url, "--cost-budget", "1")], "input_price"),
+        ([*arguments(captions, tiny, tmp_path, url, "--beam-options", "a 'b")], "beam-options"),
         ([*arguments(captions, tiny, tmp_path, url, "--set", "thresh=3")], "thresh"),
         ([*arguments(captions, tiny, tmp_path, url, "--beam-options=--runner=No")], "runner"),
     ):

@@ -1,15 +1,18 @@
 """Rules of the stages: what a question may say, how sentences are fused, what an audit changes."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.instruct.chains import apply, check_citations
+from data_pipeline.instruct.chains import apply, audit, check_citations
 from data_pipeline.instruct.items import (
     Audit,
     Caption,
     Chain,
     Dropped,
+    Failed,
     Item,
     Reason,
     Segment,
@@ -137,8 +140,8 @@ def chain(*cited, answer="B"):
 
 
 def test_an_audit_removes_steps_and_moves_looks():
-    audit = Audit(removed=(2,), moved=((1, 3), (4, 0)))
-    done = apply(audit, chain(1, 2, None, 4, 2))
+    edits = Audit(removed=(2,), moved=((1, 3), (4, 0)))
+    done = apply(edits, chain(1, 2, None, 4, 2))
     assert [step.text for step in done.steps] == ["t0", "t2", "t3", "t4"]
     assert done.cited == (3, 2) and done.answer == "B"
 
@@ -156,6 +159,15 @@ def test_citations_are_one_to_three_of_segments_that_exist(cited, said):
         check_citations(chain(*cited), SEGMENTS)
     assert ended.value.reason is Reason.CITATION
     check_citations(chain(1, None, 4), SEGMENTS)
+
+
+def test_what_cannot_be_trained_with_ends_alone():
+    item = make_item()
+    blank = dataclasses.replace(item.question, text=" ")
+    says = Says({"moved": [], "removed": [], "verdict": "keep", "same_answer": True, "reason": ""})
+    assert run(audit, item, says).chain.cited
+    with pytest.raises(Failed, match="cannot be trained with"):
+        run(audit, dataclasses.replace(item, question=blank), says)
 
 
 def test_settings_are_told_apart():

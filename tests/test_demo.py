@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 from latentomni_jax.__main__ import main
+from latentomni_jax.weights.checkpoint import read_specs
 from launch import demo
 from tests.notebooks import execute
 
@@ -24,12 +25,14 @@ def test_the_demo_from_an_empty_folder(tmp_path, monkeypatch, capfd):
     out, told = tmp_path / "out", io.StringIO()
     monkeypatch.setattr(demo, "QUICK", SMALL)
     monkeypatch.setattr(demo, "TITLES", STAGES)
+    monkeypatch.setattr(demo.build, "_MEASURED", 60)
     monkeypatch.setattr(sys, "argv", ["demo", "--quick", "--out", str(out)])
     monkeypatch.chdir(ROOT)
     with contextlib.redirect_stdout(told):
         demo.main()
     it_tells_what_was_seen_and_how_it_went(told.getvalue())
     the_page_has_all_sections(out)
+    who_was_trained_with_blocks_says_so(out)
     its_last_words_are_a_command_that_works(told.getvalue(), capfd)
     the_notebook_shows_the_same(out, monkeypatch)
 
@@ -56,6 +59,11 @@ def the_page_has_all_sections(out):
     for stage in STAGES:
         lines = [json.loads(line) for line in (out / stage / "metrics.jsonl").open()]
         assert [line["step"] for line in lines] == [0, 1]
+
+
+def who_was_trained_with_blocks_says_so(out):
+    trained = {stage: read_specs(out / stage / "model")[1].is_trained for stage in STAGES}
+    assert trained == {"senses": False, "latentomni": True}
 
 
 def its_last_words_are_a_command_that_works(told, capfd):

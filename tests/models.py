@@ -1,5 +1,6 @@
 """A small random model with a tokenizer of its own, for tests that need one on disk."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -21,10 +22,15 @@ You are a helpful assistant. system user assistant
 """
 
 
-def make_model(directory: Path, seed: int = 0) -> None:
-    """Writes the model to `directory`; replaces what is there."""
+def make_model(directory: Path, seed: int = 0, *, is_trained: bool = False) -> None:
+    """Writes the model to `directory`; replaces what is there.
+
+    Args:
+      is_trained: whether it says that it has learned its latents.
+    """
     tokenizer_dir = directory.with_name(directory.name + "-tokenizer")
     train_sentencepiece(TEXT.strip().splitlines(), tokenizer_dir, vocab_size=400)
     config, latent = model_for(tokenizer_dir)
+    latent = dataclasses.replace(latent, is_trained=is_trained)
     params = init_params(config, jax.random.key(seed))
     save_model(params, config, latent, MediaSpec(), tokenizer_dir, directory, overwrite=True)

@@ -11,31 +11,35 @@ import textwrap
 from pathlib import Path
 
 from latentomni_jax.__main__ import main
+from latentomni_jax.weights.checkpoint import read_specs
 from launch import demo
 from tests.notebooks import execute
 
 ROOT = Path(__file__).parents[1]
 STAGES = {stage: demo.TITLES[stage] for stage in ("senses", "latentomni")}  # first and last
-SMALL = demo.Scale(14, 6, dict.fromkeys(STAGES, 2))
+# Of so many clips the first step of the last stage has latent blocks.
+SMALL = demo.Scale(12, 6, dict.fromkeys(STAGES, 1))
 
 
 def test_the_demo_from_an_empty_folder(tmp_path, monkeypatch, capfd):
-    """With two steps of two of its stages. One test, so that it is run once."""
+    """With a step of two of its stages. One test, so that it is run once."""
     out, told = tmp_path / "out", io.StringIO()
     monkeypatch.setattr(demo, "QUICK", SMALL)
     monkeypatch.setattr(demo, "TITLES", STAGES)
+    monkeypatch.setattr(demo.build, "_MEASURED", 60)
     monkeypatch.setattr(sys, "argv", ["demo", "--quick", "--out", str(out)])
     monkeypatch.chdir(ROOT)
     with contextlib.redirect_stdout(told):
         demo.main()
     it_tells_what_was_seen_and_how_it_went(told.getvalue())
     the_page_has_all_sections(out)
+    who_was_trained_with_blocks_says_so(out)
     its_last_words_are_a_command_that_works(told.getvalue(), capfd)
     the_notebook_shows_the_same(out, monkeypatch)
 
 
 def it_tells_what_was_seen_and_how_it_went(told):
-    assert "10 train, 2 test, 2 novel, 10 pictures, 10 sounds" in told
+    assert "8 train, 2 test, 2 novel, 8 pictures, 8 sounds" in told
     assert "dial      easy: moments 6, alone 0" in told
     assert re.search(r"alone     best learned guess question \d+%, video \d+%, audio \d+%", told)
     assert told.count("samples seen; loss") == len(STAGES)
@@ -55,7 +59,13 @@ def the_page_has_all_sections(out):
     assert page.count("data:image/png;base64,") >= 3
     for stage in STAGES:
         lines = [json.loads(line) for line in (out / stage / "metrics.jsonl").open()]
-        assert [line["step"] for line in lines] == [0, 1]
+        assert [line["step"] for line in lines] == [0]
+        assert (lines[0]["loss/latent"] > 0) == (stage == "latentomni")
+
+
+def who_was_trained_with_blocks_says_so(out):
+    trained = {stage: read_specs(out / stage / "model")[1].is_trained for stage in STAGES}
+    assert trained == {"senses": False, "latentomni": True}
 
 
 def its_last_words_are_a_command_that_works(told, capfd):
@@ -71,7 +81,8 @@ def the_notebook_shows_the_same(out, monkeypatch):
         sys.path.insert(0, {str(ROOT)!r})
         from launch import demo
         demo.QUICK = demo.{SMALL}
-        demo.TITLES = {STAGES}"""
+        demo.TITLES = {STAGES}
+        demo.build._MEASURED = 60"""
     told = execute("see_it_work", monkeypatch, {"OUT": out}, textwrap.dedent(small))
     assert "finished before" in told and "whole clip" in told and "expected" in told
 

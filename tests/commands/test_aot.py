@@ -18,6 +18,7 @@ def aot(latentomni, size, *words):
     return latentomni("aot", "--config", CONFIG.format(size), *words)
 
 
+@pytest.mark.slow
 @pytest.mark.tpu_compile
 def test_the_3b_decodes_on_one_chip_of_16_gib(latentomni):
     ran = aot(

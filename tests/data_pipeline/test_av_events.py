@@ -183,7 +183,15 @@ def world():
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, world):
+def measured_quickly():
+    """How well a world is guessed has tests of its own; a set is made of whatever it is told."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "_MEASURED", 60)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, world, measured_quickly):
     out = tmp_path_factory.mktemp("events") / "set"
     build.make_set(out, world, progress=False)
     return out

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -33,15 +34,21 @@ def generated(request):
 def test_weights_times_values_are_what_the_layers_made(generated, scan_layers):
     model, row = generated
     config = model.config.text
-    _, captured = model.thinker.apply(
-        {"params": model.text_params},
-        row.embeds,
-        jnp.asarray(row.position_ids),
-        hidden=flow_mask(model.latent, jnp.asarray(row.roles)[None]),
-        method="decode",
-        capture_intermediates=lambda module, _: module.name in ("v_proj", "o_proj"),
-        mutable=["intermediates"],
-    )
+
+    @jax.jit
+    def decode(params, embeds, positions, hidden):
+        return model.thinker.apply(
+            {"params": params},
+            embeds,
+            positions,
+            hidden=hidden,
+            method="decode",
+            capture_intermediates=lambda module, _: module.name in ("v_proj", "o_proj"),
+            mutable=["intermediates"],
+        )
+
+    hidden = flow_mask(model.latent, jnp.asarray(row.roles)[None])
+    _, captured = decode(model.text_params, row.embeds, jnp.asarray(row.position_ids), hidden)
     queries = np.arange(3, row.embeds.shape[1])
     asked = model
     if scan_layers:

@@ -19,7 +19,7 @@ from latentomni_jax.model import Generation
 def questions(tmp_path_factory):
     root = tmp_path_factory.mktemp("questions")
     for number, seconds in enumerate((2.0, 3.0)):
-        make_clip(root / f"{number}.mp4", seconds=seconds)
+        make_clip(root / f"{number}.mp4", seconds=seconds, size=(112, 112))
     lines = [
         {
             "id": str(i), "video": f"{i % 2}.mp4", "question": "Which shape?",
@@ -144,7 +144,7 @@ def test_measures_of_states(tiny_model, questions):
     _, own = next(
         run_probes(model, asked, root, batch=4, latents="force", max_blocks=1, max_new_tokens=6)
     )
-    found = measure_states(model, own, root, attended=2)
+    found = measure_states(model, own, root, attended=1)
     assert set(found) == {
         "cosine", "rank", "explained", "retrieval", "segment retrieval", "matched", "unmatched",
         "matched, rotated", "unmatched, rotated", "to clip", "through latents",

@@ -74,6 +74,7 @@ def test_it_is_the_formula_and_its_gradient_is_right(batch, before):
         hidden, embeds = states(batch)
         expected = formula(hidden, embeds, 1.3, batch, before)
 
+        @jax.jit
         def loss(h):
             return binding.binding_loss(h, embeds, jnp.float64(1.3), batch, before=before)
 
@@ -83,7 +84,7 @@ def test_it_is_the_formula_and_its_gradient_is_right(batch, before):
 
 @pytest.mark.parametrize("before", [False, True])
 def test_pictures_get_no_gradient_and_padding_changes_nothing(batch, before):
-    binding_loss = functools.partial(binding.binding_loss, before=before)
+    binding_loss = jax.jit(functools.partial(binding.binding_loss, before=before))
     hidden, embeds = (x.astype(np.float32) for x in states(batch))
     scale = jnp.float32(2.0)
     grad = jax.grad(lambda e: binding_loss(hidden, e, scale, batch))(embeds)

@@ -64,11 +64,28 @@ def full_forward(model, prompt, generation, flow=None):
     return np.asarray(hidden[0]), row.prompt_length
 
 
+POSITION, BOTTLENECK = {"ospe_apply": "position"}, {"flow": "bottleneck"}
+
+
 @pytest.mark.parametrize(
-    ("latents", "blocks"), [("off", 0), ("force", 1), ("auto", 3)], ids=["0", "1", "3"]
-)
-@pytest.mark.parametrize(
-    "changes", [{}, {"ospe_apply": "position"}, {"flow": "bottleneck"}], ids=str
+    ("latents", "blocks", "changes"),
+    [
+        ("auto", 3, {}),
+        ("force", 1, POSITION),
+        ("auto", 3, BOTTLENECK),
+        *(
+            pytest.param(*other, marks=pytest.mark.slow)
+            for other in (
+                ("off", 0, {}),
+                ("force", 1, {}),
+                ("off", 0, POSITION),
+                ("auto", 3, POSITION),
+                ("off", 0, BOTTLENECK),
+                ("force", 1, BOTTLENECK),
+            )
+        ),
+    ],
+    ids=str,
 )
 def test_decode_equals_full_forward(latents, blocks, changes):
     spec = dataclasses.replace(SPEC, **changes)

@@ -65,7 +65,10 @@ def decoded(spec, prompt):
     return generated, np.array(positions[:n])
 
 
-@pytest.mark.parametrize("apply", ["feature", "position", "both", "none"])
+@pytest.mark.parametrize(
+    "apply",
+    ["feature", "position", *(pytest.param(x, marks=pytest.mark.slow) for x in ("both", "none"))],
+)
 def test_rows_are_what_the_decoder_makes(apply):
     spec = dataclasses.replace(SPEC, ospe_apply=apply)
     config = make_ported()[0]
@@ -200,7 +203,8 @@ def test_anchors_equal_the_formula(power):
     for place, sizes in enumerate(counts):
         for rows, size in zip((visual, audio), sizes, strict=True):
             rows[divmod(place, 4)][:size] = np.sort(rng.choice(40, size, replace=False))
-    got, mask = anchors(SPEC, jnp.asarray(table), visual, audio, power)
+    run = jax.jit(anchors, static_argnums=(0, 4))
+    got, mask = run(SPEC, jnp.asarray(table), visual, audio, power)
     for place, sizes in enumerate(counts):
         b, n = divmod(place, 4)
         expected = []

@@ -79,14 +79,22 @@ def assert_all_close(ours, expected, tolerance):
         )
 
 
+VARIANTS = [
+    *((case, jnp.float32) for case in CASES),
+    ("blocks of one row at full width", jnp.bfloat16),
+    ("groups out of order, some rows out", jnp.bfloat16),
+]
+QUICK = [  # what most goes wrong in: many tiles, rows and tiles that take no part, bfloat16
+    ("groups out of order, some rows out", jnp.float32),
+    ("a tile without a row that counts", jnp.float32),
+    ("blocks of one row at full width", jnp.bfloat16),
+]
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(
     ("case", "dtype"),
-    [
-        *((case, jnp.float32) for case in CASES),
-        ("blocks of one row at full width", jnp.bfloat16),
-        ("groups out of order, some rows out", jnp.bfloat16),
-    ],
+    [v if v in QUICK else pytest.param(*v, marks=pytest.mark.slow) for v in VARIANTS],
 )
 def test_values_and_gradients_equal_the_formula(
     implementation, case, dtype, interpreted, monkeypatch
@@ -141,7 +149,9 @@ def test_rows_of_other_groups_change_nothing(implementation, interpreted):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    "implementation", ["reference", pytest.param("tpu", marks=pytest.mark.slow)]
+)
 def test_groups_are_blocks_of_their_own(implementation, interpreted):
     """Block mode over a batch is the loss of each block alone, as if it were the whole batch."""
     groups = np.arange(24) // 8
@@ -246,7 +256,11 @@ def compile_step(mesh, rows, width, dtype, axis_name=None):
 @pytest.mark.parametrize("topology", ONE_CHIP)
 @pytest.mark.parametrize(
     ("rows", "width", "dtype"),
-    [(24, 3584, jnp.bfloat16), (1111, 3584, jnp.float32), (1111, 128, jnp.bfloat16)],
+    [
+        (24, 3584, jnp.bfloat16),
+        pytest.param(1111, 3584, jnp.float32, marks=pytest.mark.slow),
+        (1111, 128, jnp.bfloat16),
+    ],
 )
 def test_kernels_compile_for_awkward_shapes(topology, rows, width, dtype, tpu_mesh):
     compiled = compile_step(tpu_mesh(topology), rows, width, dtype)

@@ -1,18 +1,21 @@
 """The whole training step compiled for TPUs: it fits, and holds no array of all logits."""
 
+import contextlib
 import dataclasses
 import math
 import re
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding
 
 from latentomni_jax.backbone.config import ThinkerConfig
 from latentomni_jax.backbone.thinker import abstract_params
 from latentomni_jax.layout import BatchShape, LatentSpec, MediaSpec
 from latentomni_jax.pod.certify import Memory, certify
 from latentomni_jax.pod.chips import GIB, Topology
-from latentomni_jax.pod.programs import Training, trace_step
+from latentomni_jax.pod.programs import Traced, Training, trace_step
 from latentomni_jax.train.config import load, resolve
 from tests.train.conftest import ROOT as REPOSITORY
 
@@ -78,10 +81,71 @@ def bytes_of(config, tower, width=2):
 MEGABYTE = 10**6
 
 
+def assert_policy(collectives, mesh, weights, trained):
+    """The policy (docs/pods.md): gradients alone cross `data`; over `fsdp` a pass gathers weights
+    once and gradients are added up once; activations stay where their rows are.
+
+    Args:
+      weights: bytes of those that are gathered, as often as passes need them.
+      trained: bytes of all gradients.
+    """
+    over_data = [c for c in collectives if "data" in c.axes and c.size > MEGABYTE]
+    assert {c.kind for c in over_data} <= {"all-reduce", "reduce-scatter"}, over_data
+    assert all("transpose" in c.where or not c.where for c in over_data), over_data
+
+    def received(*kinds, axes=("fsdp",)):
+        return sum(c.count * c.received for c in collectives
+                   if c.kind in kinds and c.axes == axes)  # fmt: skip
+
+    share = 1 - 1 / mesh.shape["fsdp"]
+    gathered = received("all-gather", "collective-permute")
+    assert gathered <= 1.05 * share * weights, ("gathered", gathered, share * weights)
+    reduced = received("reduce-scatter") + received("all-reduce") / 2
+    assert reduced <= 1.05 * share * trained, ("reduced", reduced, share * trained)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (None, None),
+        ("rows cross data", "all-gather"),
+        ("weights are gathered twice", "gathered"),
+        ("activations are added up", "reduced"),
+    ],
+)
+def test_a_program_that_breaks_the_policy_is_found(fault, said):
+    """Of one layer and its gradient."""
+    pytest.importorskip("libtpu", reason="compiling for a TPU needs libtpu (pip install libtpu)")
+    where, width = Topology.parse("v5e:2x2"), 512
+    mesh = where.mesh(data=2)
+    rows, split = (NamedSharding(mesh, jax.P(axes)) for axes in (("data", "fsdp"), "fsdp"))
+
+    def loss(w, x):
+        y = put(jnp.tanh(x @ w), rows)
+        if fault == "rows cross data":
+            y = put(y, split)
+        if fault == "weights are gathered twice":
+            y = put(y @ put(jnp.sin(w), split), rows)
+        if fault == "activations are added up":
+            pairs = y.reshape(2, -1, width)
+            y = put(jnp.einsum("bnd,bne->bde", pairs, pairs), NamedSharding(mesh, jax.P("data")))
+        return jnp.sum(y.astype(jnp.float32) ** 2)
+
+    put = jax.lax.with_sharding_constraint
+    w = jax.ShapeDtypeStruct((width, width), jnp.bfloat16, sharding=split)
+    x = jax.ShapeDtypeStruct((4 * width, width), jnp.bfloat16, sharding=rows)
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(jax.grad(loss), out_shardings=split).lower(w, x)
+    found = certify("train", Traced(lowered, 0.0, 0.0, "a test"), mesh, where)
+    of_w = 2 * width * width
+    with pytest.raises(AssertionError, match=said) if fault else contextlib.nullcontext():
+        assert_policy(found.collectives, mesh, weights=of_w, trained=of_w)
+
+
 @pytest.mark.parametrize(
     ("topology", "axes"),
     [
-        ("v5e:2x2", {"data": 2, "frames": 0}),
+        pytest.param("v5e:2x2", {"data": 2, "frames": 0}, marks=pytest.mark.slow),
         pytest.param("v5e:2x2", {"data": 2}, marks=pytest.mark.slow),
         pytest.param("v5e:2x2", {"tensor": 2}, marks=pytest.mark.slow),
         pytest.param("v6e:2x2", {"flow": "bottleneck"}, marks=pytest.mark.slow),
@@ -89,11 +153,7 @@ MEGABYTE = 10**6
     ],
 )
 def test_a_shallow_step_sends_what_the_policy_says(topology, axes):
-    """And holds no array of all logits.
-
-    The policy (docs/pods.md): gradients alone cross `data`; over `fsdp` a pass gathers weights once
-    and gradients are added up once; activations stay where their rows are.
-    """
+    """And holds no array of all logits."""
     config, step = shallow_step(topology, **axes)
     where = Topology.parse(topology)
     mesh = where.mesh(**{name: n for name, n in axes.items() if name in ("data", "tensor")})
@@ -108,24 +168,10 @@ def test_a_shallow_step_sends_what_the_policy_says(topology, axes):
 
     found = certify("train", step, mesh, where, quick=True)
     assert found.memory.peak > 0
-    over_data = [c for c in found.collectives if "data" in c.axes and c.size > MEGABYTE]
-    assert {c.kind for c in over_data} <= {"all-reduce", "reduce-scatter"}, over_data
-    assert all("transpose" in c.where or not c.where for c in over_data), over_data
-
-    fsdp = mesh.shape["fsdp"]
-    share, tensor = (fsdp - 1) / fsdp, mesh.shape["tensor"]
+    tensor = mesh.shape["tensor"]
     text, audio, vision = (bytes_of(config, tower) for tower in ("text", "audio", "vision"))
     table = 2 * vocabulary * width  # its rows are looked up where they lie
     # Forward and backward; segments go through the audio encoder once more, both kinds of frames
     # through the frozen vision encoder in one call.
     weights = 2 * (text - table) / tensor + 3 * audio + vision * bool(axes.get("frames", 8))
-
-    def received(*kinds, axes=("fsdp",)):
-        return sum(c.count * c.received for c in found.collectives
-                   if c.kind in kinds and c.axes == axes)  # fmt: skip
-
-    gathered = received("all-gather", "collective-permute")
-    assert gathered <= 1.05 * share * weights, (gathered, share * weights)
-    reduced = received("reduce-scatter") + received("all-reduce") / 2
-    trained = text / tensor + audio
-    assert reduced <= 1.05 * share * trained, (reduced, share * trained)
+    assert_policy(found.collectives, mesh, weights, trained=text / tensor + audio)

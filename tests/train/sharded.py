@@ -2,6 +2,8 @@
 
     NPROC=32 XLA_FLAGS=--xla_force_host_platform_device_count=8 \\
         python -m tests.train.sharded block teacher 1x1x1 8x1x1 2x2x2 1x4x2
+
+"2x2x2/2" is that mesh with two micro-batches alone.
 """
 
 import dataclasses
@@ -65,8 +67,10 @@ def main():
     batch = make_batch(config, examples)
     want, want_metrics = step_on((1, 1, 1), 1, options, config, params, batch)
     cuts = [1] if negatives == "global" else [1, 2]
-    for shape in (tuple(map(int, mesh.split("x"))) for mesh in meshes):
-        for accumulate in cuts:
+    for mesh in meshes:
+        mesh, _, cut = mesh.partition("/")
+        shape = tuple(map(int, mesh.split("x")))
+        for accumulate in [int(cut)] if cut else cuts:
             if accumulate > 1 and shape == (8, 1, 1):
                 continue  # 4 rows do not divide over 8 devices
             got, metrics = step_on(shape, accumulate, options, config, params, batch)

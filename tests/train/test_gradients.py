@@ -146,7 +146,9 @@ def test_sync_alone_reaches_the_decoder():
     assert abs(grads["sync/log_scale"]) > 1e-6
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    "loss", [x if x == "total" else pytest.param(x, marks=pytest.mark.slow) for x in LOSSES]
+)
 def test_anchors_carry_no_gradient(loss):
     """Media that only segments have leave the towers exactly untouched, whatever the loss."""
     make = ExampleMaker(2)
@@ -159,7 +161,9 @@ def test_anchors_carry_no_gradient(loss):
     assert touched(grads, "audio") and not touched(grads, "vision")
 
 
-@pytest.mark.parametrize("frozen", [(), ("vision",), ("vision", "audio")])
+@pytest.mark.parametrize(
+    "frozen", [pytest.param((), marks=pytest.mark.slow), ("vision",), ("vision", "audio")]
+)
 def test_frozen_towers_get_no_gradient(frozen):
     """Through the feature table, the only way from the loss to a tower."""
     config, params = make_ported()
@@ -174,7 +178,7 @@ def test_frozen_towers_get_no_gradient(frozen):
         assert touched(grads, tower) == (tower not in frozen)
 
 
-@pytest.mark.parametrize("frames_per_call", [3, 64])
+@pytest.mark.parametrize("frames_per_call", [3, pytest.param(64, marks=pytest.mark.slow)])
 def test_what_is_frozen_is_encoded_alike(frames_per_call):
     """Prompt and segments in one call, however many frames it may take."""
     config, params = make_ported()

@@ -34,13 +34,20 @@ def kill_at(trainer, step, monkeypatch):
     monkeypatch.setattr(trainer.checkpoints, "save", save)
 
 
-def test_a_killed_run_continues_bit_for_bit(small_config, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    "deaths",
+    [
+        pytest.param((5,), id="between checkpoints"),
+        pytest.param((1, 5), id="and before the first", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_run_continues_bit_for_bit(small_config, tmp_path, monkeypatch, caplog, deaths):
     whole = Trainer(small_config(), tmp_path / "whole").train()
     assert whole.step == 6 and (whole.model / "latentomni.json").is_file()
 
     workdir = tmp_path / "killed"
     with caplog.at_level(logging.WARNING):
-        for death in (1, 5):  # before the first checkpoint, and between checkpoints
+        for death in deaths:
             trainer = Trainer(small_config(), workdir)
             kill_at(trainer, death, monkeypatch)
             with pytest.raises(Killed):
@@ -62,17 +69,17 @@ def test_a_killed_run_continues_bit_for_bit(small_config, tmp_path, monkeypatch,
     assert "6 cannot be read" in caplog.text and "continuing from step 4" in caplog.text
     assert again.step == 6
     assert losses(workdir) == losses(tmp_path / "whole")
+    another_run_is_refused_by_name(small_config, tmp_path / "whole")
 
 
-def test_another_run_is_refused_by_name(small_config, tmp_path):
-    Trainer(small_config("optimizer.steps=2"), tmp_path).train()
+def another_run_is_refused_by_name(small_config, workdir):
     for setting, named in (
         ("optimizer.learning_rate=0.1", "learning_rate"),
         ("latent.num_visual=4", "num_visual"),
         ("seed=1", "seed"),
     ):
         with pytest.raises(InputError, match=named):
-            Trainer(small_config("optimizer.steps=2", setting), tmp_path).train()
+            Trainer(small_config(setting), workdir).train()
 
 
 def test_what_cannot_be_used_is_counted_and_named(small_config, tiny_cache, tmp_path):
@@ -120,7 +127,14 @@ def test_gradients_that_are_not_finite_skip_the_step(small_config, tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        ("objective.mode=mixed", "accumulate=2"),
+        (
+            "objective.mode=mixed",
+            "accumulate=2",
+            "model.dtype=bfloat16",
+            "model.remat=full",
+            "model.frozen=()",
+        ),
+        pytest.param(("objective.mode=mixed", "accumulate=2"), marks=pytest.mark.slow),
         pytest.param(
             ("objective.mode=jacobi", "latent.flow=bottleneck", "latent.ospe_apply=both"),
             marks=pytest.mark.slow,
@@ -140,7 +154,9 @@ def test_gradients_that_are_not_finite_skip_the_step(small_config, tmp_path):
         ),
         pytest.param(("model.lora_rank=4",), marks=pytest.mark.slow),  # test_notebooks.py has it
         pytest.param(("optimizer.name=muon",), marks=pytest.mark.slow),  # the demo's test has it
-        ("model.dtype=bfloat16", "model.remat=full", "model.frozen=()"),
+        pytest.param(
+            ("model.dtype=bfloat16", "model.remat=full", "model.frozen=()"), marks=pytest.mark.slow
+        ),
     ],
     ids=",".join,
 )

@@ -14,7 +14,7 @@ from latentomni_jax.train.loop import Trainer
 from latentomni_jax.train.mesh import make_mesh
 from latentomni_jax.train.start import PRESETS, find_start, load_params
 from latentomni_jax.weights.checkpoint import load_model
-from tests.models import TEXT
+from tests.models import TEXT, make_model
 
 
 def begin(tmp_path, preset, tokenizer=""):
@@ -73,22 +73,19 @@ def test_its_first_layer_begins_by_looking_back(tmp_path, options):
 
 def test_rows_of_new_tokens_are_made_once(small_config, tmp_path):
     """A run that goes on from trained latents keeps their trigger and stop."""
-    first = Trainer(small_config("optimizer.steps=1"), tmp_path / "first")
-    assert not first.start.latent.is_trained
-    trained = first.train().model
+    trained, plain = tmp_path / "trained", tmp_path / "plain"
+    make_model(trained, is_trained=True)
     further = Trainer(small_config(f"model.directory={trained}"), tmp_path / "further")
     assert further.start.latent.is_trained and further.spec.is_trained
     kept = load_model(trained).params["text"]["embed_tokens"]
     begun = load(further.start, further.options)["text"]["embed_tokens"]
     np.testing.assert_array_equal(begun, kept)
 
-    # Trained without blocks, a model has yet to learn what they are.
-    plain = small_config("optimizer.steps=1")
-    plain.data.reasoning = "none"
-    plain.shapes = tuple(dict(shape) | {"blocks": 0} for shape in plain.shapes)
-    base = Trainer(plain, tmp_path / "plain").train().model
-    further = Trainer(small_config(f"model.directory={base}"), tmp_path / "fresh")
-    kept = np.asarray(load_model(base).params["text"]["embed_tokens"])
+    # Trained without blocks (or not at all), a model has yet to learn what they are.
+    make_model(plain)
+    further = Trainer(small_config(f"model.directory={plain}"), tmp_path / "fresh")
+    assert not further.start.latent.is_trained
+    kept = np.asarray(load_model(plain).params["text"]["embed_tokens"])
     begun = np.asarray(load(further.start, further.options)["text"]["embed_tokens"])
     changed = np.flatnonzero((begun != kept).any(axis=1))
     assert sorted(changed) == sorted([further.spec.trigger_id, further.spec.stop_id])

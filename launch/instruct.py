@@ -26,7 +26,8 @@ from latentomni_jax.layout import InputError
 # without some chance it repeats itself.
 SETTINGS = [
     "threshold=3", "ratio=0.0", "timeout=300.0", "segment_seconds=10.0",
-    "roles.question.temperature=1.0", "roles.editor.temperature=0.9", "roles.reasoner.temperature=0.9",
+    "roles.question.temperature=1.0", "roles.editor.temperature=0.9",
+    "roles.reasoner.temperature=0.9",
 ]  # fmt: skip
 _SLOTS, _CONTEXT = 2, 6144  # replies written at a time, and tokens that each may read and write
 _SERVER = """

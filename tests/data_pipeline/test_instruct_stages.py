@@ -171,8 +171,8 @@ def test_what_cannot_be_trained_with_ends_alone():
 
 
 def test_settings_are_told_apart():
-    config = {"roles": {"judge": {"modell": "x"}}, "kinds": ["open"]}
-    with pytest.raises(InputError, match="modell"):
+    config = {"roles": {"judge": {"colour": "x"}}, "kinds": ["open"]}
+    with pytest.raises(InputError, match="colour"):
         from_config(config)
     with pytest.raises(InputError, match="no model for"):
         Settings(roles={})

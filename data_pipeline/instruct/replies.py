@@ -183,8 +183,8 @@ class Asker:
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         # As plain JSON: typed replies would take the client twice as long (docs/instruct.md). The
         # client's own timeout is that of one read, and a server may drip.
-        posted = client.post("/chat/completions", body=body, cast_to=object)
-        return await asyncio.wait_for(posted, self.settings.timeout)
+        async with asyncio.timeout(self.settings.timeout):
+            return await client.post("/chat/completions", body=body, cast_to=object)
 
     def _pause(self, number: int, error: Any) -> float:
         """Seconds before a further try: what the server asks for, else longer each time."""

@@ -41,6 +41,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
 
 from data_pipeline.instruct.items import Caption, Entry, Failed, Reason, Timed
+from data_pipeline.instruct.parsing import one_line, tidy
 from latentomni_jax.layout import InputError
 
 MAX_CAPTION = 20_000  # characters
@@ -51,7 +52,6 @@ _KEYS = {"messages": ("role", "content"), "conversations": ("from", "value")}
 _SPEAKERS = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 _READ = {"id", "caption", "timed", "shots", "original_video_path", "video", "videos", *_KEYS}
 _TAGS = re.compile(r"<(video|audio|image)>")
-_SURROGATES = re.compile("[\ud800-\udfff]")  # JSON can have halves of a character
 _Check = Callable[[object, str], None]
 
 
@@ -108,13 +108,6 @@ def parse_row(data: Any, where: str) -> Caption:
         facts=_facts({"prompt": prompt} | {k: v for k, v in data.items() if k not in _READ}),
         where=where,
     )
-
-
-def tidy(text: str) -> str:
-    """Text without control characters and half characters, no blank lines, single spaces."""
-    text = _SURROGATES.sub("\ufffd", text)
-    text = "".join(c for c in text if c.isspace() or unicodedata.category(c) != "Cc")
-    return "\n".join(filter(None, (" ".join(line.split()) for line in text.splitlines())))
 
 
 def _rows(path: Path, seen: set[int]) -> Iterator[Caption | Entry]:
@@ -211,7 +204,7 @@ def _id(given: Any, video: str, text: str, check: _Check) -> str:
         return f"{video}:{_digest(text).hex()[:8]}"
     is_text = isinstance(given, str) or type(given) is int
     check(is_text, f"id should be text or a whole number, got {given!r:.60}")
-    name = " ".join(tidy(str(given)).split())
+    name = one_line(str(given))
     check(
         0 < len(name) <= _MAX_ID and not name.startswith(_ROW),
         f"id should be 1 to {_MAX_ID} characters that do not begin with {_ROW!r}, got {name!r:.60}",

@@ -1,12 +1,19 @@
-"""What a model replied as data: JSON found in its text, cleaned, held against the schema."""
+"""What a model replied as data: JSON found in its text, cleaned, held against the schema.
+
+`tidy` is how all text of others is cleaned, captions too.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from typing import Any
 
 import jsonschema
 
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_DIRECTIONS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 _TRIED = 100  # opening braces at which an object is looked for
 
 
@@ -71,7 +78,7 @@ _DECODER = json.JSONDecoder(parse_constant=_no_number)
 def _clean(value: Any) -> Any:
     """Without control characters and halves of characters, blanks tidied, in all texts."""
     if isinstance(value, str):
-        return clean_text(value)
+        return one_line(tidy(value))
     if isinstance(value, float) and value.is_integer():
         return int(value)  # JSON schemas take 5.0 for an integer, Python does not
     if isinstance(value, list):
@@ -81,7 +88,17 @@ def _clean(value: Any) -> Any:
     return value
 
 
-def clean_text(text: str) -> str:
-    """One line of printable text."""
-    text = text.encode("utf-8", "replace").decode()
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+def tidy(text: str) -> str:
+    """Text without control characters and half characters, no blank lines, single spaces.
+
+    Characters that turn the direction of writing are left out too: they make a page show what does
+    not stand there.
+    """
+    text = _SURROGATES.sub("\ufffd", text)
+    text = "".join(c for c in text if c.isspace() or unicodedata.category(c) != "Cc")
+    text = _DIRECTIONS.sub("", text)
+    return "\n".join(filter(None, map(one_line, text.splitlines())))
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())

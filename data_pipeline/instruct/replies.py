@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import openai
 
 from data_pipeline.instruct.items import Failed, Reason
-from data_pipeline.instruct.parsing import clean_text, content, parse
+from data_pipeline.instruct.parsing import content, one_line, parse, tidy
 from data_pipeline.instruct.prompts import Request
 from data_pipeline.instruct.settings import Role, Settings
 from data_pipeline.instruct.store import Reply, Store
@@ -34,7 +34,7 @@ T = TypeVar("T")
 COST = "cost, millionths"
 _SHOWN = 4000  # characters of an unusable reply that a ledger keeps
 _REMEMBERED = 1000  # things made once
-_DEAD = 8  # calls in a row that no try of succeeded: the server is taken for dead
+_DEAD = 8  # calls in a row without any reply, after which the server is taken for dead
 _BUSY = (openai.RateLimitError, openai.APIConnectionError)
 _FATAL = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 
@@ -293,5 +293,5 @@ async def _first_model(url: str, key: str, is_named: bool) -> str:
 
 def told(error: Any) -> str:
     """An error in one line that is short."""
-    text = clean_text(str(error)) or type(error).__name__
+    text = one_line(tidy(str(error))) or type(error).__name__
     return f"{text[:300]}{'...' if len(text) > 300 else ''}"

@@ -56,9 +56,8 @@ class Store:
             self._files.append(os.open(path, flags, 0o644))
         text = json.dumps({"data": reply.data, "model": reply.model}).encode()
         line = key[:_KEY].encode() + b" " + text + b"\n"
-        written = os.write(
-            self._files[self._mine], line
-        )  # whole at once: a kill leaves a whole line
+        # At once, so that a kill leaves a whole line or none.
+        written = os.write(self._files[self._mine], line)
         if written == len(line):
             place = (self._mine, self._end + _KEY + 1, len(text))
             self._places[bytes.fromhex(key[:_KEY])] = place

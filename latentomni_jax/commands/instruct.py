@@ -139,9 +139,11 @@ def run(args: argparse.Namespace) -> int:
         beam_options = shlex.split(args.beam_options)
     except ValueError as error:
         raise InputError(f"--beam-options: {error}") from error
+    if out.is_dir() and any(out.iterdir()) and not (out / pipeline.REPLIES).is_dir():
+        raise InputError(f"{out}: holds something else than a run of this; name another --out")
     prompts.check()
     settings = asyncio.run(replies.resolve_models(settings, os.environ))
-    out.mkdir(parents=True, exist_ok=True)
+    (out / pipeline.REPLIES).mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     outcome = pipeline.run(args.captions, videos.resolve(), out.resolve(), settings, beam_options)
     print(_usage(outcome.usage, time.monotonic() - started))

@@ -143,10 +143,7 @@ def test_audio_block():
     assert_close(np.concatenate([ours[0], ours[1, :37]]), expected)
 
 
-@pytest.mark.parametrize(
-    "frames",
-    [*(pytest.param(n, marks=pytest.mark.slow) for n in (1000, 201, 200)), 397, 203, 57, 3],
-)
+@pytest.mark.parametrize("frames", [1000, 397, 201, 203, 200, 57, 3])
 def test_audio_encoder(frames):
     """Whole chunks, ragged ones, a last chunk too short for a token, a single chunk."""
     config, params = make_ported()

@@ -182,18 +182,17 @@ def world():
     return samples.World.of(14, 7, DIALS["medium"])
 
 
-@pytest.fixture(scope="module")
-def measured_quickly():
-    """How well a world is guessed has tests of its own; a set is made of whatever it is told."""
+def make_set(out, world, **options):
+    """Measured on few clips: how well a world is guessed has tests of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "_MEASURED", 60)
-        yield
+        build.make_set(out, world, progress=False, **options)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, world, measured_quickly):
+def made(tmp_path_factory, world):
     out = tmp_path_factory.mktemp("events") / "set"
-    build.make_set(out, world, progress=False)
+    make_set(out, world)
     return out
 
 
@@ -359,7 +358,7 @@ def test_a_timeline_survives_json(world):
 
 def test_a_broken_clip_is_named_and_the_set_comes_back_the_same(made, world, tmp_path, capsys):
     again = tmp_path / "again"
-    build.make_set(again, world, workers=2, progress=False)
+    make_set(again, world, workers=2)
     names = [str(p.relative_to(made)) for p in made.rglob("*") if p.is_file()]
     records = [name for name in names if "array_record" in name]
     clips = [name for name in names if name.endswith(".mp4")]
@@ -374,7 +373,7 @@ def test_a_broken_clip_is_named_and_the_set_comes_back_the_same(made, world, tmp
     told = capsys.readouterr().out
     assert "test-00001.mp4: is not the clip" in told and "train-00003.mp4: is missing" in told
     broken.unlink()
-    build.make_set(again, world, progress=False)  # goes on where it was
+    make_set(again, world)  # goes on where it was
     assert build.check_set(again) == []
 
 

@@ -240,7 +240,7 @@ def test_calls_a_minute_are_limited(tmp_path):
      '<think>{"a": 3} or {</think>{"a": "yes"}', '{"a": "\\u202eye\\u0007s\\ud800"}'],
 )  # fmt: skip
 def test_json_is_found_among_words_and_cleaned(text):
-    assert set(parse(text, SCHEMA)["a"]) <= set("yes ?")
+    assert parse(text, SCHEMA)["a"] in ("yes", "yes\ufffd")
 
 
 def test_a_key_is_of_all_that_a_reply_depends_on():

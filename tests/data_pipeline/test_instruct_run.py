@@ -246,16 +246,28 @@ def test_categories_are_balanced_and_the_rest_says_why(least, kept):
 
 def test_mistakes_are_told(captions, tiny, started, tmp_path, capsys):
     _, url = started()
+    foreign, new = tmp_path / "foreign", tmp_path / "new"
+    (foreign / "cache").mkdir(parents=True)  # of somebody else, which a run would replace
     for more, said in (
-        ([*arguments(captions, tiny, tmp_path, "http://127.0.0.1:9/v1")], "no model server"),
-        ([*arguments(captions, tiny, tmp_path, "")], "--llm"),
-        ([*arguments("none.jsonl", tiny, tmp_path, url)], "none.jsonl: no such file"),
-        ([*arguments(captions, tiny, tmp_path, "http://HOST:PORT/v1")], "no address"),
-        ([*arguments(captions, tiny, tmp_path, "http://a:b@127.0.0.1/v1")], "no password"),
-        ([*arguments(captions, tiny, tmp_path, url, "--cost-budget", "1")], "input_price"),
-        ([*arguments(captions, tiny, tmp_path, url, "--beam-options", "a 'b")], "beam-options"),
-        ([*arguments(captions, tiny, tmp_path, url, "--set", "thresh=3")], "thresh"),
-        ([*arguments(captions, tiny, tmp_path, url, "--beam-options=--runner=No")], "runner"),
+        (
+            [*arguments(captions, tiny, new, "http://127.0.0.1:9/v1")],
+            "no model server",
+        ),
+        ([*arguments(captions, tiny, new, "")], "--llm"),
+        ([*arguments("none.jsonl", tiny, new, url)], "none.jsonl: no such file"),
+        ([*arguments(captions, tiny, foreign, url)], "holds something else"),
+        ([*arguments(captions, tiny, new, "http://HOST:PORT/v1")], "no address"),
+        ([*arguments(captions, tiny, new, "http://a:b@127.0.0.1/v1")], "no password"),
+        ([*arguments(captions, tiny, new, url, "--cost-budget", "1")], "input_price"),
+        (
+            [*arguments(captions, tiny, new, url, "--beam-options", "a 'b")],
+            "beam-options",
+        ),
+        ([*arguments(captions, tiny, new, url, "--set", "thresh=3")], "thresh"),
+        (
+            [*arguments(captions, tiny, new, url, "--beam-options=--runner=No")],
+            "runner",
+        ),
     ):
         assert main(more) == 2
         assert said in capsys.readouterr().err

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 # A letter on its own or followed by punctuation; "A dog barks" does not choose option A.
 _LETTER = re.compile(r"^(?:\\text\{)?\W*([A-Z])(?:[.):,}]|\s*$)")
+
+
+class Found(NamedTuple):
+    """An answer, None where there is none, and the name of the rule that found it."""
+
+    answer: str | None
+    rule: str
 
 
 def extract_answer(text: str, choices: Sequence[str] = ()) -> str | None:

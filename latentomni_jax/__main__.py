@@ -19,6 +19,7 @@ VERBS = {
     "answer": "ask a question about a video, a recording or a picture",
     "inspect": "show what the model would receive for a question, without running it",
     "generate": "answer a file of questions, on one machine or many, losing none",
+    "eval": "score a model on a benchmark: Daily-Omni, WorldSense, Video-MME and others",
     "port": "turn a Hugging Face checkpoint into a model directory",
     "export": "write a model directory as Hugging Face safetensors",
     "data": "make a feature cache of training data, a tiny training set, or AV-Events",

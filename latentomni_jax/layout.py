@@ -170,6 +170,9 @@ class Clip:
     is_image: bool = False
 
 
+MediaKind = Literal["image", "video", "audio"]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextPart:
     """A stretch of tokens of the prompt, i32[n]."""
@@ -197,12 +200,38 @@ class VisionPart:
     mel: np.ndarray | None = None
     is_image: bool = False
 
+    @property
+    def kind(self) -> MediaKind:
+        return "image" if self.is_image else "video"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AudioPart:
     """A recording on its own: f32[M,bins] log-mel frames."""
 
     mel: np.ndarray
+
+    @property
+    def kind(self) -> MediaKind:
+        return "audio"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EncodedPart:
+    """What the encoders made of a `VisionPart` or an `AudioPart`, so that they need not run again.
+
+    Attributes:
+      kind: of the part that was encoded.
+      video: [tokens,D] features of pictures in order of their positions; None for a recording.
+      audio: [tokens,D] of the sound; None without.
+      grid, seconds: as in `VisionPart`; (0, 0, 0) and empty for a recording.
+    """
+
+    kind: MediaKind
+    video: np.ndarray | None
+    audio: np.ndarray | None
+    grid: tuple[int, int, int]
+    seconds: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -219,7 +248,7 @@ class LatentPart:
     segment: VisionPart | AudioPart | None = None
 
 
-Part = TextPart | VisionPart | AudioPart | LatentPart
+Part = TextPart | VisionPart | AudioPart | EncodedPart | LatentPart
 
 
 class Batch(NamedTuple):
@@ -354,6 +383,13 @@ class AudioGroup(NamedTuple):
 
     mel: np.ndarray
     lengths: np.ndarray
+    offset: int
+
+
+class FeatureGroup(NamedTuple):
+    """Features that are known, [n,D] padded; `offset` into the feature table."""
+
+    features: np.ndarray
     offset: int
 
 

@@ -30,16 +30,20 @@ from latentomni_jax.backbone.types import Weights
 from latentomni_jax.latent import decode as decoding
 from latentomni_jax.latent.decode import DecodeSpec, DecodeState
 from latentomni_jax.latent.masks import media_mask
-from latentomni_jax.latent.trajectory import collate, lay_out
+from latentomni_jax.latent.trajectory import MediaGroup, collate, lay_out
 from latentomni_jax.layout import (
     AudioGroup,
+    AudioPart,
     Batch,
+    EncodedPart,
+    FeatureGroup,
     InputError,
     LatentSpec,
     MediaSpec,
     Part,
     Role,
     VisionGroup,
+    VisionPart,
 )
 from latentomni_jax.media.extract import extract_answer
 from latentomni_jax.media.processor import build_prompt, clip_part
@@ -90,6 +94,11 @@ class Answer:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del fields["generation"]
         return fields
+
+
+def _place(table: jax.Array, features: jax.Array, offset: jax.Array) -> jax.Array:
+    """A feature table with rows from `offset` on set."""
+    return jax.lax.dynamic_update_slice_in_dim(table, features.astype(table.dtype), offset, axis=0)
 
 
 def _on_mesh(method):
@@ -156,6 +165,7 @@ class LatentOmni:
             self._encode_vision_into, donate_argnums=1, out_shardings=table
         )
         self._encode_audio = jax.jit(self._encode_audio_into, donate_argnums=1, out_shardings=table)
+        self._place = jax.jit(_place, donate_argnums=0, out_shardings=table)
         self._splice = jax.jit(functools.partial(self._apply, method="splice"), out_shardings=rows)
         # Static specs are hashable; shapes come from the bucket tables.
         self._prefill = jax.jit(
@@ -206,13 +216,11 @@ class LatentOmni:
 
     def _encode_vision_into(self, params, table, group: VisionGroup):
         features = self._apply(params, *group[:-1], method="encode_vision")
-        rows = features.reshape(-1, features.shape[-1]).astype(table.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(table, rows, group.offset, axis=0)
+        return _place(table, features.reshape(-1, features.shape[-1]), group.offset)
 
     def _encode_audio_into(self, params, table, group: AudioGroup):
         features = self._apply(params, *group[:-1], method="encode_audio")
-        rows = features.reshape(-1, features.shape[-1]).astype(table.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(table, rows, group.offset, axis=0)
+        return _place(table, features.reshape(-1, features.shape[-1]), group.offset)
 
     # ------------------------------------------------------------------ public
 
@@ -238,18 +246,33 @@ class LatentOmni:
         return build_prompt(self.tokenizer, question, media, system=system, choices=choices)
 
     @_on_mesh
-    def embed(
-        self, batch: Batch, groups: Sequence[VisionGroup | AudioGroup], table_rows: int
-    ) -> jax.Array:
+    def embed(self, batch: Batch, groups: Sequence[MediaGroup], table_rows: int) -> jax.Array:
         """Encodes the media and splices it into the prompts: input embeddings [B,S,D]."""
-        everywhere = None if self.mesh is None else NamedSharding(self.mesh, jax.P())
-        table = jnp.zeros((table_rows, self.config.text.hidden_size), self.dtype, device=everywhere)
-        for group in groups:
-            encode = self._encode_audio if isinstance(group, AudioGroup) else self._encode_vision
-            spread = {name: self._spread(x) for name, x in group._asdict().items()}
-            table = encode(self._tower(group), table, type(group)(**spread))
+        table = self._table(groups, table_rows)
         batch = self._spread_rows(batch)
         return self._splice(self.text_params, batch.token_ids, batch.feature_index, table)
+
+    @_on_mesh
+    def encode(self, part: VisionPart | AudioPart) -> EncodedPart:
+        """Encodes a clip once, for many prompts: they come out to the bit as with the clip.
+
+        Features have the model's dtype. Raises InputError for sound that is too short.
+        """
+        batch, groups, table_rows = collate(self.config, [[part]], media=self.media)
+        table = np.asarray(self._table(groups, table_rows))
+
+        def features(role: Role) -> np.ndarray | None:
+            places = batch.feature_index[batch.roles == role]
+            return table[places] if len(places) else None
+
+        is_sound = isinstance(part, AudioPart)
+        return EncodedPart(
+            part.kind,
+            features(Role.PROMPT_VIDEO),
+            features(Role.PROMPT_AUDIO),
+            (0, 0, 0) if is_sound else part.grid,
+            np.zeros(0, np.float32) if is_sound else part.seconds,
+        )
 
     @_on_mesh
     def generate(
@@ -408,12 +431,31 @@ class LatentOmni:
         other.latent = dataclasses.replace(self.latent, **changes)
         return other
 
+    def with_media(self, **changes: Any) -> LatentOmni:
+        """The same weights and programs that read files by another `MediaSpec`."""
+        other = copy.copy(self)
+        other.media = dataclasses.replace(self.media, **changes)
+        return other
+
     @property
     def text_params(self) -> dict[str, Any]:
         """The decoder's parameters, as its module takes them."""
         return {"text": self.params["text"]}
 
     # ------------------------------------------------------------------ details
+
+    def _table(self, groups: Sequence[MediaGroup], rows: int) -> jax.Array:
+        """Features [rows,D] of a batch's media."""
+        everywhere = None if self.mesh is None else NamedSharding(self.mesh, jax.P())
+        table = jnp.zeros((rows, self.config.text.hidden_size), self.dtype, device=everywhere)
+        for group in groups:
+            if isinstance(group, FeatureGroup):
+                table = self._place(table, *group)
+                continue
+            encode = self._encode_audio if isinstance(group, AudioGroup) else self._encode_vision
+            spread = {name: self._spread(x) for name, x in group._asdict().items()}
+            table = encode(self._tower(group), table, type(group)(**spread))
+        return table
 
     def _tower(self, group):
         name = "audio" if isinstance(group, AudioGroup) else "vision"

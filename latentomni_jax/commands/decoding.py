@@ -13,23 +13,30 @@ from latentomni_jax.layout import LatentSpec
 _OPTIONS = ("latents", "max_blocks", "max_new_tokens", "temperature", "top_k", "top_p")
 
 
-def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
-    """Latent reasoning, decoding, dtype and width of the weights."""
-    defaults = {field.name: field.default for field in dataclasses.fields(DecodeSpec)}
+def add_decoding_arguments(parser: argparse.ArgumentParser, *, styled: bool = False) -> None:
+    """Latent reasoning, decoding, dtype and width of the weights.
+
+    Args:
+      styled: what is not given is left to a style of asking, None here.
+    """
+    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(DecodeSpec)}
+    told = {name: "the style's" if styled else default for name, default in defaults.items()}
+    if styled:
+        defaults = dict.fromkeys(defaults)
     latents = parser.add_argument_group("latent reasoning")
     latents.add_argument(
         "--latents",
         choices=("auto", "force", "off"),
         default=defaults["latents"],
-        help="auto: the model opens latent blocks when it wants to (default); force: the answer "
-        "begins with one; off: text only",
+        help="auto: the model opens latent blocks when it wants to; force: the answer begins with "
+        f"one; off: text only (default {told['latents']})",
     )
     latents.add_argument(
         "--max-blocks",
         type=int,
         default=defaults["max_blocks"],
         metavar="N",
-        help="latent blocks the answer may have (default %(default)s)",
+        help=f"latent blocks the answer may have (default {told['max_blocks']})",
     )
     for modality in ("visual", "audio"):
         latents.add_argument(
@@ -44,14 +51,16 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=defaults["max_new_tokens"],
         metavar="N",
-        help="text tokens at most; latent slots do not count (default %(default)s)",
+        help="text tokens at most; latent slots do not count "
+        f"(default {told['max_new_tokens']})",
     )
     sampling.add_argument(
         "--temperature",
         type=float,
         default=defaults["temperature"],
         metavar="T",
-        help="0 takes the likeliest token (default); larger draws more freely",
+        help="0 takes the likeliest token; larger draws more freely "
+        f"(default {told['temperature']})",
     )
     sampling.add_argument(
         "--top-k",
@@ -83,14 +92,16 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
 def decoding_options(
     args: argparse.Namespace, stored: LatentSpec
 ) -> tuple[dict[str, Any], LatentSpec]:
-    """Options of `LatentOmni.generate`, and the checkpoint's spec with the slots asked for.
+    """Options of `LatentOmni.generate` that were given, and the checkpoint's spec with the slots
+    asked for.
 
     Raises:
       InputError: values that cannot be.
     """
     slots = {"num_visual": args.k_visual, "num_audio": args.k_audio}
     latent = dataclasses.replace(stored, **{k: v for k, v in slots.items() if v is not None})
-    options = {name: getattr(args, name) for name in _OPTIONS}
+    given = {name: getattr(args, name) for name in _OPTIONS}
+    options = {name: value for name, value in given.items() if value is not None}
     DecodeSpec(spec=latent, **options)
     if latent != stored:
         print(f"K overridden: {_slots(stored)} -> {_slots(latent)}", file=sys.stderr)

@@ -9,8 +9,10 @@ import pathlib
 import sys
 from typing import Any
 
-from latentomni_jax.commands.decoding import add_decoding_arguments, decoding_options
-from latentomni_jax.layout import InputError
+from latentomni_jax.commands.asking import add_asking_arguments, answer_file
+from latentomni_jax.commands.decoding import decoding_options
+from latentomni_jax.evaluate.generate import Asking, read_questions
+from latentomni_jax.weights.specs import read_specs
 
 _SHOWN = 5  # questions without an answer that are named at the end
 EPILOG = """\
@@ -32,6 +34,7 @@ Questions are trajectories (see `latentomni data cache --help`); what they hold 
 shown to the model. OUT has a line for every line of them, in order:
   line, id                     where the question stands, and what it is called
   text, answer                 what the model said; the letter, or the answer to an open question
+  rule                         what found the answer in the text
   expected, right              the right answer, and whether it was given (null: not known)
   finished                     false where --max-new-tokens cut it off
   tokens, latent_blocks, latent_steps, prompt_tokens   counts
@@ -67,55 +70,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--view", choices=("both", "video", "audio", "question"), default="both",
         help="what the model is given of a clip (default %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--batch", type=int, default=16, metavar="N",
-        help="questions at a time, on all devices of a host together (default %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--window", type=int, default=4, metavar="N",
-        help="batches whose clips are in memory at once, twice, and that are lost when a run is "
-        "killed (default %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--longest", type=int, metavar="N",
-        help="tokens that a prompt may have; longer ones get no answer (default: no limit, and a "
-        "prompt that does not fit into memory ends the run)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--overwrite", action="store_true",
-        help="begin anew, whatever is there; leave it out to continue",
-    )  # fmt: skip
-    add_decoding_arguments(parser)
-    hosts = parser.add_argument_group("devices, and hosts that share a disk")
-    hosts.add_argument(
-        "--tensor", type=int, default=1, metavar="N",
-        help="devices over which weights are split; questions are, over the others of a host "
-        "(default %(default)s)",
-    )  # fmt: skip
-    hosts.add_argument("--processes", type=int, metavar="N", help="how many hosts there are")
-    hosts.add_argument("--process", type=int, metavar="I", help="which this one is, from 0")
-    hosts.add_argument(
-        "--pod", action="store_true",
-        help="the platform tells both; hosts then start together, and all again where one died",
-    )  # fmt: skip
+    add_asking_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    import jax
-    import jax.numpy as jnp
-
-    from latentomni_jax.evaluate import generate
-    from latentomni_jax.evaluate.parts import Parts
-    from latentomni_jax.model import LatentOmni
-    from latentomni_jax.train.host import StopSignal
-    from latentomni_jax.train.mesh import make_mesh
-    from latentomni_jax.weights.specs import read_specs
-
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     data, out = args.data.absolute(), args.out.absolute()
-    _, stored, _ = read_specs(args.model)
-    options, latent = decoding_options(args, stored)
-    asking = generate.Asking(
+    options, latent = decoding_options(args, read_specs(args.model)[1])
+    asking = Asking(
         root=(args.media_root or data.parent).absolute(),
         view=args.view,
         batch=args.batch,
@@ -124,68 +86,8 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         options=options,
     )
-    windows = generate.windows_of(generate.read_questions(data), asking)
-    process, processes = _place(args)
-    # Of this host's devices alone: no host waits for another.
-    mesh = make_mesh(data=-1, fsdp=1, tensor=args.tensor, devices=jax.local_devices())
-    if args.batch % mesh.shape["data"]:
-        raise InputError(
-            f"--batch {args.batch} does not divide over {mesh.shape['data']} devices "
-            f"({mesh.size} with --tensor {args.tensor})"
-        )
-    slots = {"num_visual": latent.num_visual, "num_audio": latent.num_audio}
-    shape = {"mesh": f"data {mesh.shape['data']}, tensor {mesh.shape['tensor']}"}
-    widths = {"dtype": args.dtype, "weights": args.weights}
-    identity = generate.identity(data, args.model, asking, **widths, **slots, **shape)
-    parts = Parts(out, [len(window) for window in windows], identity, overwrite=args.overwrite)
-    mine = range(process, len(windows), processes)
-    done = all(map(parts.is_done, mine))
-    if args.pod or not done:  # hosts of a pod load together
-        model = LatentOmni.from_pretrained(
-            args.model,
-            dtype=args.dtype and jnp.dtype(args.dtype),
-            weights=args.weights,
-            mesh=mesh if mesh.size > 1 else None,
-        ).with_latent(**slots)
-        if args.pod:
-            jax.distributed.shutdown()  # or JAX would end all hosts where one dies
-        with StopSignal("finishing the questions in hand", alone=True) as stop:
-            done = generate.generate(model, windows, asking, parts, mine, stop=stop.is_asked)
-    if parts.finish():
-        return _tell(out)
-    count = f"{parts.missing()} of {len(windows)} windows are not done"
-    if not done:
-        print(f"stopped: {count}; start it again to continue", file=sys.stderr)
-        return 3
-    print(f"all of process {process} is done; {count}, which are of others", file=sys.stderr)
-    return 0
-
-
-def _place(args: argparse.Namespace) -> tuple[int, int]:
-    """Which process this is, of how many. Raises InputError for numbers that do not fit."""
-    import jax
-
-    from latentomni_jax.pod.hosts import join
-
-    if args.pod:
-        if args.processes is not None or args.process is not None:
-            raise InputError("--pod tells --processes and --process; give it alone")
-        join(None, None, None)
-        place = jax.process_index(), jax.process_count()
-    elif args.processes is None and args.process is None:
-        return 0, 1
-    elif args.processes is None or args.process is None:
-        raise InputError("--processes and --process go together")
-    else:
-        place = args.process, args.processes
-    if not 0 <= place[0] < place[1]:
-        raise InputError(f"process {place[0]} of {place[1]}: they are numbered from 0")
-    if args.overwrite and place[1] > 1:
-        raise InputError(
-            "--overwrite with several processes: each would remove what the others write; remove "
-            "OUT, OUT.run.json and OUT.parts yourself, or name another file"
-        )
-    return place
+    code = answer_file(args, read_questions(data), asking, latent, data=data, out=out)
+    return _tell(out) if code is None else code
 
 
 def _tell(out: pathlib.Path) -> int:

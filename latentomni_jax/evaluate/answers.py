@@ -10,21 +10,49 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import scipy.stats
 
 from data_pipeline.trajectories import Trajectory
-from latentomni_jax.layout import AudioPart, InputError, Part, VisionPart
-from latentomni_jax.media.extract import extract_answer
-from latentomni_jax.media.processor import build_prompt, clip_part
+from latentomni_jax.backbone.positions import Clock
+from latentomni_jax.layout import AudioPart, EncodedPart, InputError, Part, VisionPart
+from latentomni_jax.media.extract import Found, extract_answer, find_answer
+from latentomni_jax.media.processor import build_prompt, clip_part, with_choices
 from latentomni_jax.media.video import read_clip
 from latentomni_jax.model import Generation, LatentOmni
 
 View = Literal["both", "video", "audio", "question"]
+Media = VisionPart | AudioPart | EncodedPart
+Read = Callable[[Path, str], Media]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Style:
+    """A way of asking a question, and of finding the answer in what a model says.
+
+    Attributes:
+      ask: the user's text. extract: (text, choices) -> the answer and the rule that found it.
+      system: the system turn; None leaves it to the question, then to the checkpoint's template.
+      text_first: the text stands before the clip.
+      clock: what dates the frames, see `clip_part`.
+      options: of `LatentOmni.generate`. media: fields of `MediaSpec`. Both where the command line
+        does not say otherwise.
+    """
+
+    ask: Callable[[Trajectory], str]
+    extract: Callable[[str, Sequence[str]], Found]
+    system: str | None = None
+    text_first: bool = False
+    clock: Clock = "true"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    media: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+BOXED = Style(ask=lambda asked: with_choices(asked.question, asked.choices), extract=find_answer)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,13 +60,15 @@ class Scored:
     """One answered question.
 
     Attributes:
-      given: the model's answer, None where it cannot be parsed. expected: the right one.
+      given: the model's answer, None where it cannot be parsed. rule: what found it. expected: the
+        right one.
       well_formed: it ended by itself, with an answer that can be parsed.
     """
 
     question: Trajectory
     generation: Generation
     given: str | None
+    rule: str
     expected: str | None
     well_formed: bool
 
@@ -89,7 +119,7 @@ def answer_all(
         raise InputError(f"view must be both, video, audio or question, got {view!r}")
 
     @functools.lru_cache(maxsize=64)  # questions about a clip stand together
-    def read(path: Path, kind: str) -> Part:
+    def read(path: Path, kind: str) -> Media:
         return read_part(model, path, kind)
 
     for start in range(0, len(questions), batch):
@@ -105,10 +135,13 @@ def answer_all(
             yield score(row, generation)
 
 
-def read_part(model: LatentOmni, path: Path, kind: str) -> Part:
+def read_part(
+    model: LatentOmni, path: Path, kind: str, clock: Clock = "true"
+) -> VisionPart | AudioPart:
     """A clip as a model is given it, pixels as they are, since many are kept at a time. Raises
     InputError where it is unreadable."""
-    return clip_part(read_clip(path, model.media, video=kind != "audio"), model.media, pixels=True)
+    clip = read_clip(path, model.media, video=kind != "audio")
+    return clip_part(clip, model.media, nominal_clock=clock == "nominal", pixels=True)
 
 
 def prompt_of(
@@ -117,7 +150,8 @@ def prompt_of(
     root: Path,
     *,
     view: View = "both",
-    read: Callable[[Path, str], Part] | None = None,
+    style: Style = BOXED,
+    read: Read | None = None,
 ) -> list[Part]:
     """What a model is asked: the clip as far as `view` goes, question and choices.
 
@@ -127,37 +161,42 @@ def prompt_of(
     """
     if model.tokenizer is None:
         raise InputError("this model was made without a tokenizer")
-    read = read or functools.partial(read_part, model)
-    media = []
+    read = read or functools.partial(read_part, model, clock=style.clock)
+    media: list[Media] = []
     if question.kind is not None and question.path is not None and view != "question":
         media = see_through(read(root / question.path, question.kind), view)
     return build_prompt(
         model.tokenizer,
-        question.question,
+        style.ask(question),
         media,
-        system=question.system,
-        choices=question.choices,
+        system=question.system if style.system is None else style.system,
+        text_first=style.text_first,
     )
 
 
-def score(question: Trajectory, generation: Generation) -> Scored:
+def score(question: Trajectory, generation: Generation, style: Style = BOXED) -> Scored:
     """Compares an answer with the question's."""
-    given = extract_answer(generation.text, question.choices)
+    given, rule = style.extract(generation.text, question.choices)
     expected = extract_answer(question.answer, question.choices)
     well_formed = generation.finished and given is not None
-    return Scored(question, generation, given, expected, well_formed)
+    return Scored(question, generation, given, rule, expected, well_formed)
 
 
-def see_through(part: Part, view: View) -> list[Part]:
+def see_through(part: Media, view: View) -> list[Media]:
     """What a view leaves of a clip: nothing, or one part."""
-    mel = part.mel if isinstance(part, VisionPart | AudioPart) else None
+    if view == "both":
+        return [part]
     if view == "question":
         return []
+    if isinstance(part, EncodedPart):
+        if view == "audio":
+            sound = EncodedPart("audio", None, part.audio, (0, 0, 0), part.seconds[:0])
+            return [] if part.audio is None else [sound]
+        return [] if part.video is None else [dataclasses.replace(part, audio=None)]
+    mel = part.mel
     if view == "audio":
         return [] if mel is None else [AudioPart(mel)]
-    if view == "video":
-        return [dataclasses.replace(part, mel=None)] if isinstance(part, VisionPart) else []
-    return [part]
+    return [dataclasses.replace(part, mel=None)] if isinstance(part, VisionPart) else []
 
 
 def by_type(scored: Sequence[Scored]) -> dict[str, Score]:

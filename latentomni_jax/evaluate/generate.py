@@ -12,12 +12,12 @@ take every n-th window each and never wait for one another.
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
+import functools
 import hashlib
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -27,7 +27,16 @@ import tqdm
 
 import latentomni_jax
 from data_pipeline.trajectories import DataProblem, Trajectory, read_jsonl
-from latentomni_jax.evaluate.answers import View, prompt_of, read_part, score
+from latentomni_jax.evaluate.answers import (
+    BOXED,
+    Read,
+    Style,
+    View,
+    prompt_of,
+    read_part,
+    score,
+)
+from latentomni_jax.evaluate.clips import Clips, FeatureStore, readers
 from latentomni_jax.evaluate.parts import Parts
 from latentomni_jax.layout import InputError, Part
 from latentomni_jax.model import Generation, LatentOmni
@@ -35,8 +44,6 @@ from latentomni_jax.weights.checkpoint import TEXT_FILES
 from latentomni_jax.weights.specs import MANIFEST, PARAMS
 
 Question = Trajectory | DataProblem  # one of them for each line of a file
-Read = Callable[[Path, str], Part]
-_READERS = 8  # threads that decode clips, at most
 _ENDS = 1 << 16  # bytes at both ends of a file of weights by which it is known
 
 
@@ -50,7 +57,11 @@ class Asking:
       batch: questions at a time. window: batches to a window, whose clips are in memory together.
       longest: tokens that a prompt may have; a question with more gets no answer.
       seed: of the draws, where there is a temperature.
-      options: of `LatentOmni.generate`.
+      options: of `LatentOmni.generate`, over those of `style`.
+      style: how they are asked, and answers found.
+      needs_sound: a prompt without audio tokens is an error.
+      features: where those of clips are kept; None keeps them for a window.
+      tell: what else the line of a question holds.
     """
 
     root: Path
@@ -60,6 +71,10 @@ class Asking:
     longest: int | None = None
     seed: int = 0
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    style: Style = BOXED
+    needs_sound: bool = False
+    features: FeatureStore | None = None
+    tell: Callable[[Trajectory], Mapping[str, Any]] = lambda question: {}
 
     def __post_init__(self):
         if self.view not in get_args(View):
@@ -106,6 +121,7 @@ def generate(
     *,
     stop: Callable[[int], bool] = lambda window: False,
     progress: bool = True,
+    cost: Counter[str] | None = None,
 ) -> bool:
     """Answers the windows that are not done. The clips of the next are read meanwhile.
 
@@ -113,6 +129,8 @@ def generate(
       windows: of all questions. mine: those that this process answers.
       stop: asked after each window, whether to end.
       progress: show a bar on stderr.
+      cost: to which are added questions, text_tokens, latent_steps, prompt_tokens, and seconds:
+        encode_s, prefill_s, decode_s.
 
     Returns:
       Whether all of `mine` are done; False where `stop` ended it.
@@ -123,7 +141,7 @@ def generate(
     todo = [window for window in mine if not parts.is_done(window)]
     total = sum(len(windows[window]) for window in mine)
     done = total - sum(len(windows[window]) for window in todo)
-    pool = concurrent.futures.ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1))
+    pool = readers()
     bar = tqdm.tqdm(
         total=total, initial=done, unit="question", file=sys.stderr, disable=not progress
     )
@@ -133,7 +151,7 @@ def generate(
             read, ahead = ahead, None
             if place + 1 < len(todo):
                 ahead = _read_clips(model, windows[todo[place + 1]], asking, pool)
-            parts.write(window, answer_window(model, windows[window], asking, read))
+            parts.write(window, answer_window(model, windows[window], asking, read, cost))
             bar.update(len(windows[window]))
             if ahead is not None and stop(window):
                 return False
@@ -144,21 +162,27 @@ def generate(
 
 
 def answer_window(
-    model: LatentOmni, questions: Sequence[Question], asking: Asking, read: Read | None = None
+    model: LatentOmni,
+    questions: Sequence[Question],
+    asking: Asking,
+    read: Read | None = None,
+    cost: Counter[str] | None = None,
 ) -> list[dict[str, Any]]:
     """A line for each question, in order.
 
     A line has `line` (of the file) and `id`, and either `error`, or
 
         text            what the model said        answer     the letter, or an open answer
-        expected        the right one              right      whether it is
+        rule            what found the answer      expected   the right one
+        right           whether it is
         finished        not cut off by the limit   tokens     generated, latent slots among them
         latent_blocks, latent_steps                prompt_tokens   {"text", "video", "audio"}
 
     Args:
       read: see `answers.prompt_of`; default reads every clip when it is asked for.
+      cost: see `generate`.
     """
-    read = read or (lambda path, kind: _read_clip(model, path, kind))
+    read = read or functools.partial(read_part, model, clock=asking.style.clock)
     lines: dict[int, dict[str, Any]] = {}
     asked: dict[int, _Asked] = {}
     for place, question in enumerate(questions):
@@ -166,9 +190,16 @@ def answer_window(
         if isinstance(question, DataProblem):
             lines[place]["error"] = f"{question.reason}: {question.detail}"
             continue
+        lines[place] |= asking.tell(question)
         try:
-            prompt = prompt_of(model, question, asking.root, view=asking.view, read=read)
-            counts = model.prompt_tokens(prompt)
+            prompt = prompt_of(
+                model, question, asking.root, view=asking.view, style=asking.style, read=read
+            )
+            counts = model.prompt_tokens(prompt, asking.style.clock)
+            if asking.needs_sound and not counts["audio"]:
+                raise InputError(
+                    f"{question.path}: no audio tokens in the prompt of a question about sound"
+                )
             if asking.longest and sum(counts.values()) > asking.longest:
                 raise InputError(
                     f"the prompt has {sum(counts.values())} tokens, more than {asking.longest}"
@@ -179,14 +210,24 @@ def answer_window(
         asked[place] = _Asked(question, prompt, counts)
     lengths = {place: sum(one.counts.values()) for place, one in asked.items()}
     for places in _batches(lengths, asking.batch):
-        rows = [asked[place] for place in places]
+        rows, seconds = [asked[place] for place in places], {}
         generations = model.generate(
             [row.prompt for row in rows],
             seeds=[_seed(asking.seed, row.question.id) for row in rows],
-            **asking.options,
+            clock=asking.style.clock,
+            timings=None if cost is None else seconds,
+            **{**asking.style.options, **asking.options},
         )
         for place, row, generation in zip(places, rows, generations, strict=True):
-            lines[place] |= _answered(model, row, generation)
+            lines[place] |= _answered(model, row, generation, asking.style)
+        if cost is not None:
+            cost.update(seconds)
+    if cost is not None:
+        said = [line for line in lines.values() if "error" not in line]
+        cost["questions"] += len(lines)
+        cost["latent_steps"] += sum(line["latent_steps"] for line in said)
+        cost["text_tokens"] += sum(line["tokens"] - line["latent_steps"] for line in said)
+        cost["prompt_tokens"] += sum(sum(line["prompt_tokens"].values()) for line in said)
     return [lines[place] for place in range(len(questions))]
 
 
@@ -209,11 +250,14 @@ def _batches(lengths: dict[int, int], size: int) -> Iterator[list[int]]:
         yield places + places[-1:] * (size - len(places))  # one shape, one program
 
 
-def _answered(model: LatentOmni, row: _Asked, generation: Generation) -> dict[str, Any]:
-    scored = score(row.question, generation)
+def _answered(
+    model: LatentOmni, row: _Asked, generation: Generation, style: Style
+) -> dict[str, Any]:
+    scored = score(row.question, generation, style)
     return {
         "text": generation.text,
         "answer": scored.given,
+        "rule": scored.rule,
         "expected": scored.expected,
         "right": None if scored.expected is None else scored.is_right,
         "finished": generation.finished,
@@ -233,26 +277,14 @@ def _seed(seed: int, id: str) -> int:
 # ---------------------------------------------------------------------------- clips
 
 
-def _read_clips(model: LatentOmni, questions: Sequence[Question], asking: Asking, pool) -> Read:
-    """Begins to read the clips of questions, each once. Returns what waits for one of them."""
-    clips: dict[tuple[Path, str], concurrent.futures.Future] = {}
-    for question in questions:
-        if isinstance(question, Trajectory) and question.kind and asking.view != "question":
-            key = asking.root / str(question.path), question.kind
-            if key not in clips:
-                clips[key] = pool.submit(_read_clip, model, *key)
-    return lambda path, kind: clips[path, kind].result()
-
-
-def _read_clip(model: LatentOmni, path: Path, kind: str) -> Part:
-    """`read_part`, which raises InputError whatever it is that the file makes happen: it is this
-    file's, and other questions wait."""
-    try:
-        return read_part(model, path, kind)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{path}: {type(error).__name__}: {error}") from error
+def _read_clips(model: LatentOmni, questions: Sequence[Question], asking: Asking, pool) -> Clips:
+    """Begins to read the clips of questions."""
+    wanted = [
+        (asking.root / str(question.path), question.kind)
+        for question in questions
+        if isinstance(question, Trajectory) and question.kind and asking.view != "question"
+    ]
+    return Clips(model, wanted, pool, clock=asking.style.clock, store=asking.features)
 
 
 # ---------------------------------------------------------------------------- identity
@@ -260,7 +292,9 @@ def _read_clip(model: LatentOmni, path: Path, kind: str) -> Part:
 
 def identity(data: Path, directory: Path, asking: Asking, **more: Any) -> dict[str, Any]:
     """All that the answers depend on, see `Parts`; `more` is what only the caller knows."""
-    how = dataclasses.asdict(asking)
+    how = {field.name: getattr(asking, field.name) for field in dataclasses.fields(asking)}
+    for name in ("style", "features", "tell"):  # not what an answer depends on, or told by `more`
+        del how[name]
     return {
         "data": str(data),
         "questions": hashlib.sha256(data.read_bytes()).hexdigest()[:16],
@@ -269,6 +303,7 @@ def identity(data: Path, directory: Path, asking: Asking, **more: Any) -> dict[s
         "device": jax.local_devices()[0].device_kind,
         "jax": jax.__version__,
         "latentomni_jax": latentomni_jax.__version__,
+        **asking.style.options,
         **how.pop("options"),
         **how,
         **more,

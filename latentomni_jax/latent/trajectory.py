@@ -26,6 +26,8 @@ from latentomni_jax.layout import (
     AudioGroup,
     AudioPart,
     Batch,
+    EncodedPart,
+    FeatureGroup,
     InputError,
     LatentPart,
     LatentSpec,
@@ -45,6 +47,7 @@ FRAME_BUCKETS = (
     *(256, 512, 768, 1024, 1280, 1536, 2048, 2560, 3072),
     *(4096, 6144, 8192, 12_288, 16_384),
 )
+MediaGroup = VisionGroup | AudioGroup | FeatureGroup
 _GROUP_SIZES = (1, 2, 4, 8, 16)
 _MAX_PATCHES = 16_384  # of one encoder call: bounds its activations, whatever the video's length
 _MAX_CHUNKS = 16
@@ -112,22 +115,17 @@ def lay_out(
             columns.append((token_ids, roles, positions, none, none))
             start = int(positions[0, -1]) + 1
             continue
-        if isinstance(part, AudioPart):
-            span = audio_span(start, _audio_tokens(part.mel))
+        num_audio = _audio_tokens(part)
+        if part.kind == "audio":
+            span = audio_span(start, num_audio or 0)
         else:
             span = vision_span(
-                config,
-                start,
-                part.grid,
-                part.seconds,
-                num_audio_tokens=None if part.mel is None else _audio_tokens(part.mel),
-                clock=clock,
+                config, start, part.grid, part.seconds, num_audio_tokens=num_audio, clock=clock
             )
-        is_image = isinstance(part, VisionPart) and part.is_image
         ids = np.empty(len(Kind), np.int32)
         ids[[Kind.VISION_START, Kind.VISION_END]] = config.vision_start_id, config.vision_end_id
         ids[[Kind.AUDIO_START, Kind.AUDIO_END]] = config.audio_start_id, config.audio_end_id
-        ids[Kind.VISION] = config.image_token_id if is_image else config.video_token_id
+        ids[Kind.VISION] = config.image_token_id if part.kind == "image" else config.video_token_id
         ids[Kind.AUDIO] = config.audio_token_id
         roles = np.full(len(Kind), Role.PROMPT_TEXT, np.int8)
         roles[[Kind.VISION, Kind.AUDIO]] = Role.PROMPT_VIDEO, Role.PROMPT_AUDIO
@@ -150,7 +148,7 @@ def collate(
     clock: Clock = "true",
     length: int | None = None,
     media: MediaSpec | None = None,
-) -> tuple[Batch, list[VisionGroup | AudioGroup], int]:
+) -> tuple[Batch, list[MediaGroup], int]:
     """Rows of one batch, the encoder calls they need, and the size of the feature table.
 
     Args:
@@ -170,7 +168,7 @@ def collate(
         lengths=np.array([len(row.token_ids) for row in rows], np.int32),
         next_position=np.array([row.next_position for row in rows], np.int32),
     )
-    groups: list[VisionGroup | AudioGroup] = []
+    groups: list[MediaGroup] = []
     offset = 0
     for b, (row, parts) in enumerate(zip(rows, prompts, strict=True)):
         n = len(row.token_ids)
@@ -180,10 +178,13 @@ def collate(
         batch.position_ids[:, b, :n] = row.position_ids
         for item, part in enumerate(parts):
             mine = row.items == item
-            for role, make in (
-                (Role.PROMPT_VIDEO, functools.partial(_vision_groups, media=media)),
-                (Role.PROMPT_AUDIO, _audio_groups),
-            ):
+            makers = (functools.partial(_vision_groups, media=media), _audio_groups)
+            if isinstance(part, EncodedPart):
+                makers = (
+                    functools.partial(_feature_groups, features=part.video),
+                    functools.partial(_feature_groups, features=part.audio),
+                )
+            for role, make in zip((Role.PROMPT_VIDEO, Role.PROMPT_AUDIO), makers, strict=True):
                 places = np.flatnonzero(mine & (row.roles == role))
                 if len(places):
                     made, table_rows, offset = make(config, part, offset)
@@ -225,10 +226,15 @@ def _block(spec: LatentSpec, start: int, per_second: int):
     return token_ids, roles, np.broadcast_to(ids, (3, len(ids)))
 
 
-def _audio_tokens(mel: np.ndarray) -> int:
-    count = num_audio_tokens(len(mel))
+def _audio_tokens(part: VisionPart | AudioPart | EncodedPart) -> int | None:
+    """Of a part's sound; None without."""
+    if isinstance(part, EncodedPart):
+        return None if part.audio is None else len(part.audio)
+    if part.mel is None:
+        return None
+    count = num_audio_tokens(len(part.mel))
     if count < 1:
-        raise InputError(f"sound of {len(mel)} spectrogram frames (10 ms each) is too short")
+        raise InputError(f"sound of {len(part.mel)} spectrogram frames (10 ms each) is too short")
     return count
 
 
@@ -285,3 +291,12 @@ def _audio_groups(config, part, offset):
         )
     table_rows = offset + np.arange(len(chunks) * per_chunk, dtype=np.int32)
     return groups, table_rows, offset + len(groups) * size * per_chunk
+
+
+def _feature_groups(config, part, offset, features):
+    """Features that are there, with the table row of each."""
+    size = bucket(len(features), PROMPT_BUCKETS)
+    padded = np.zeros((size, features.shape[-1]), features.dtype)
+    padded[: len(features)] = features
+    table_rows = offset + np.arange(len(features), dtype=np.int32)
+    return [FeatureGroup(padded, offset)], table_rows, offset + size

@@ -17,6 +17,12 @@ class Found(NamedTuple):
     rule: str
 
 
+def find_answer(text: str, choices: Sequence[str] = ()) -> Found:
+    """Stand-in until the cascade is merged."""
+    found = extract_answer(text, choices)
+    return Found(found, "none" if found is None else "boxed")
+
+
 def extract_answer(text: str, choices: Sequence[str] = ()) -> str | None:
     """The last `\\boxed{...}` of a text, or for multiple choice the letter of the option.
 

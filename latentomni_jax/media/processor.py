@@ -10,6 +10,7 @@ import numpy as np
 from latentomni_jax.layout import (
     AudioPart,
     Clip,
+    EncodedPart,
     InputError,
     MediaSpec,
     Part,
@@ -68,29 +69,29 @@ def with_choices(question: str, choices: Sequence[str]) -> str:
 def build_prompt(
     tokenizer: Tokenizer,
     question: str,
-    media: Sequence[Part] = (),
+    media: Sequence[VisionPart | AudioPart | EncodedPart] = (),
     *,
     system: str | None = None,
     choices: Sequence[str] = (),
+    text_first: bool = False,
 ) -> list[Part]:
     """The chat up to the assistant's turn: media first, then the question.
 
     Args:
       question: user text; special token strings in it are blanked (it is data, not structure).
-      media: from `clip_part`, in order.
+      media: from `clip_part`, or encoded, in order.
       system: system turn; None leaves it to the checkpoint's template.
       choices: option texts, see `with_choices`.
+      text_first: the question before the media.
 
     Raises:
       InputError: the template does not place every media item exactly once.
     """
     question = with_choices(question, choices)
-    kinds = [
-        "audio" if isinstance(part, AudioPart) else "image" if part.is_image else "video"
-        for part in media
-    ]
+    kinds = [part.kind for part in media]
     content = [{"type": kind} for kind in kinds]
-    content.append({"type": "text", "text": strip_special(question, tokenizer)})
+    told = {"type": "text", "text": strip_special(question, tokenizer)}
+    content.insert(0 if text_first else len(content), told)
     messages = [{"role": "user", "content": content}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": strip_special(system, tokenizer)})

@@ -6,13 +6,12 @@ A benchmark is a module of this folder with a `BENCHMARK`; `benchmarks.NAMES` fi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from data_pipeline.trajectories import DataProblem, Trajectory
-from latentomni_jax.evaluate.answers import View
-from latentomni_jax.media.extract import Found
+from latentomni_jax.evaluate.answers import Style, View
 
 Question = Trajectory | DataProblem
 
@@ -21,8 +20,8 @@ class Reading(NamedTuple):
     """Annotations as read.
 
     Attributes:
-      questions: in the file's order; a DataProblem stands for a row that is refused. `where` of both
-        is "file:row", rows from 1 in the order of the file's questions. A question's `answer` is a
+      questions: in the file's order; a DataProblem stands for a row that is refused. `where` of
+        both is "file:row", rows from 1 in the order of the file's questions. A question's `answer` is a
         letter and its `choices` are texts without letters; its `path` is relative to the folder of
         videos. `metadata` has a value (str, or a list of them) for every axis that the row knows,
         and "options", the choices as they are printed in the file.
@@ -31,24 +30,6 @@ class Reading(NamedTuple):
 
     questions: list[Question]
     repaired: list[str]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Style:
-    """A way of asking, and of finding the answer.
-
-    Attributes:
-      ask: the user's text. system: the system turn; None leaves it to the checkpoint's template.
-      extract: (text, choices) -> the letter, and the rule that found it.
-      text_first: the text stands before the video.
-      options: of `LatentOmni.generate`, where the command does not say otherwise.
-    """
-
-    ask: Callable[[Trajectory], str]
-    extract: Callable[[str, Sequence[str]], Found]
-    system: str | None = None
-    text_first: bool = False
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

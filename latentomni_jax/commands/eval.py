@@ -1,0 +1,254 @@
+"""`latentomni eval`: a model answers a benchmark's questions, and is scored as its authors do."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import pathlib
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+import jax
+
+from data_pipeline.shards import write_text
+from data_pipeline.trajectories import DataProblem, Trajectory
+from latentomni_jax.commands.asking import add_asking_arguments, answer_file
+from latentomni_jax.commands.decoding import decoding_options
+from latentomni_jax.evaluate import benchmarks
+from latentomni_jax.evaluate.benchmarks.base import Benchmark, Reading
+from latentomni_jax.evaluate.clips import FeatureStore
+from latentomni_jax.evaluate.generate import Asking, digest_of_model
+from latentomni_jax.evaluate.scores import scores
+from latentomni_jax.layout import InputError
+from latentomni_jax.weights.specs import read_specs
+
+ANSWERS, SCORES, COST = "answers.jsonl", "scores.json", "cost.json"
+_SHOWN = 5  # questions without an answer that are named at the end
+EPILOG = """\
+examples:
+  what a file of annotations holds, without a model:
+    latentomni eval --benchmark daily_omni --annotations qa.json --list
+
+  as the benchmark's authors ask, and as a model that reasons is asked:
+    latentomni eval --benchmark daily_omni --annotations qa.json --videos videos \\
+      --model models/qwen7b --out runs/daily-own --style own
+    latentomni eval --benchmark daily_omni --annotations qa.json --videos videos \\
+      --model models/latentomni-7b --out runs/daily
+
+  keep what the encoders make of the clips, for the next run:
+    latentomni eval ... --features /data/features
+
+  the same questions with their options in another order (position bias):
+    latentomni eval ... --shuffle-options 1 --out runs/daily-shuffled
+
+  look at both runs:
+    latentomni report runs/daily-own runs/daily
+
+A style is a fixed way of asking: system turn, prompt, order of text and video, clock, decoding
+options and the rule that finds the answer. `own` is that of the benchmark's authors, `boxed` asks
+for reasoning and \\boxed{}. Options given here go before the style's, and are written down with the
+run.
+
+OUT/answers.jsonl has a line for every question, in the file's order, also for those that failed;
+OUT/scores.json the accuracies, each over all questions (failed and unparsed ones are wrong) and over
+the answered ones, with 95 % intervals, by every axis of the benchmark; OUT/cost.json what it took.
+Killed at any moment and started again, on as many hosts as there are then, a run goes on and ends
+in the same answers and scores. Exit code: 0; 1 where it is complete, but questions failed; 2 with
+one line on stderr where a file or an option is unusable; 3 where it was told to stop and can be
+continued.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Score a model on a benchmark."
+    parser.epilog = EPILOG
+    parser.add_argument(
+        "--benchmark", required=True, choices=benchmarks.NAMES, metavar="NAME",
+        help=", ".join(benchmarks.NAMES),
+    )  # fmt: skip
+    parser.add_argument(
+        "--annotations", required=True, type=pathlib.Path, metavar="FILE",
+        help="the benchmark's questions, as its authors publish them",
+    )  # fmt: skip
+    parser.add_argument(
+        "--list", action="store_true",
+        help="tell what the file holds along every axis, and every repaired or refused row; no "
+        "model is needed",
+    )  # fmt: skip
+    parser.add_argument("--videos", type=pathlib.Path, metavar="DIR", help="folder of its videos")
+    parser.add_argument(
+        "--model", type=pathlib.Path, metavar="DIR",
+        help="a ported model or a Hugging Face directory",
+    )  # fmt: skip
+    parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="folder of the run")
+    parser.add_argument(
+        "--style", default="boxed", metavar="NAME", help="own, or boxed (default %(default)s)"
+    )
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="ask the first N questions of the file alone"
+    )
+    parser.add_argument(
+        "--shuffle-options", type=int, metavar="SEED",
+        help="options in another order, each question in its own",
+    )  # fmt: skip
+    parser.add_argument(
+        "--features", type=pathlib.Path, metavar="DIR",
+        help="keep features of clips here, and take what is there (72 MB for a clip of 10,000 "
+        "tokens of a 7B)",
+    )  # fmt: skip
+    media = parser.add_argument_group("clips (default: the style's, then the checkpoint's)")
+    media.add_argument("--clock", choices=("true", "nominal"), help="see answer --help")
+    media.add_argument("--fps", type=float, metavar="F", help="frames a second")
+    media.add_argument("--max-frames", type=int, metavar="N", help="of a clip")
+    media.add_argument("--video-max-pixels", type=int, metavar="N", help="of a frame")
+    media.add_argument("--total-pixels", type=int, metavar="N", help="of all frames together")
+    add_asking_arguments(parser, styled=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    benchmark = benchmarks.get(args.benchmark)
+    reading = benchmark.read(args.annotations)
+    if args.limit is not None:
+        reading = Reading(reading.questions[: args.limit], reading.repaired)
+    if args.list:
+        print(listed(benchmark, reading))
+        return 0
+    if missing := [name for name in ("videos", "model", "out") if getattr(args, name) is None]:
+        raise InputError(f"give --{' and --'.join(missing)}, or --list to look at the questions")
+    if not args.videos.is_dir():
+        raise InputError(f"{args.videos}: is no folder; expected the videos of {benchmark.title}")
+    _, stored, spec = read_specs(args.model)
+    options, latent = decoding_options(args, stored)
+    style = _style(args, benchmark)
+    questions = reading.questions
+    if args.shuffle_options is not None:
+        questions = [
+            benchmarks.shuffled(q, args.shuffle_options) if isinstance(q, Trajectory) else q
+            for q in questions
+        ]
+    features = None
+    if args.features is not None:
+        identity = {
+            "model": digest_of_model(args.model), "dtype": args.dtype, "clock": style.clock,
+            "media": dataclasses.asdict(dataclasses.replace(spec, **style.media)),
+            "device": jax.local_devices()[0].device_kind,
+        }  # fmt: skip
+        features = FeatureStore(args.features.absolute(), identity)
+    asking = Asking(
+        root=args.videos.absolute(), view=benchmark.view, batch=args.batch, window=args.window,
+        longest=args.longest, seed=args.seed, options=options, style=style,
+        needs_sound=benchmark.needs_sound, features=features,
+        tell=lambda question: _told(benchmark, question),
+    )  # fmt: skip
+    args.out.mkdir(parents=True, exist_ok=True)
+    out, cost, began = args.out.absolute() / ANSWERS, Counter(), time.monotonic()
+    identity = {
+        "benchmark": benchmark.name, "style": args.style, "clock": style.clock, **style.media,
+        "shuffle_options": args.shuffle_options, "limit": args.limit,
+    }  # fmt: skip
+    code = answer_file(
+        args, questions, asking, latent, data=args.annotations.absolute(), out=out,
+        media=dict(style.media), identity=identity, cost=cost,
+    )  # fmt: skip
+    _add_cost(args.out / COST, cost, time.monotonic() - began)
+    if code is not None:
+        return code
+    lines = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    told = {
+        "benchmark": benchmark.name, "title": benchmark.title, "style": args.style,
+        "model": args.model.name,
+        "options": {
+            **identity, **style.options, **options,
+            "num_visual": latent.num_visual, "num_audio": latent.num_audio,
+        },
+        **scores(lines, benchmark.axes),
+        "published": dict(benchmark.published),
+    }  # fmt: skip
+    write_text(args.out / SCORES, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    return _tell(args.out, told, lines)
+
+
+def listed(benchmark: Benchmark, reading: Reading) -> str:
+    """What a file of annotations holds, as text."""
+    questions = [q for q in reading.questions if isinstance(q, Trajectory)]
+    refused = [q for q in reading.questions if isinstance(q, DataProblem)]
+    out = [
+        f"{benchmark.title}: {len(questions)} questions, {len({q.path for q in questions})} videos"
+    ]
+    for axis, counts in benchmarks.count_axes(benchmark, questions).items():
+        out += ["", f"{axis}:"]
+        out += [f"  {count:>6}  {value}" for value, count in counts.items()]
+    for name, rows in (("repaired", reading.repaired), ("refused", [str(q) for q in refused])):
+        out += ["", f"{name}: {len(rows)}"]
+        out += [f"  {row}" for row in rows]
+    return "\n".join(out)
+
+
+def _style(args: argparse.Namespace, benchmark: Benchmark):
+    if args.style not in benchmark.styles:
+        known = ", ".join(benchmark.styles)
+        raise InputError(f"--style {args.style}: {benchmark.title} has {known}")
+    style = benchmark.styles[args.style]
+    names = ("fps", "max_frames", "video_max_pixels", "total_pixels")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    media = {**style.media, **given}
+    return dataclasses.replace(style, media=media, clock=args.clock or style.clock)
+
+
+def _told(benchmark: Benchmark, question: Trajectory) -> dict[str, Any]:
+    """What the line of a question tells of it."""
+    metadata = question.metadata or {}
+    return {
+        "video": question.path,
+        "question": question.question,
+        "choices": list(question.choices),
+        "axes": {axis: metadata[axis] for axis in benchmark.axes if axis in metadata},
+    }
+
+
+def _add_cost(path: pathlib.Path, cost: Counter[str], seconds: float) -> None:
+    """Adds what this start of a run took to what those before it took."""
+    if not cost:
+        return
+    total = Counter(json.loads(path.read_text()) if path.is_file() else {})
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    device = f"{jax.local_devices()[0].device_kind} x{jax.local_device_count()}"
+    for name in ("peak_memory", "device"):
+        total.pop(name, None)
+    total.update({"seconds": seconds, **cost})
+    found = {name: round(value, 4) for name, value in total.items()}
+    write_text(path, json.dumps({**found, "peak_memory": memory, "device": device}) + "\n")
+
+
+def _tell(out: pathlib.Path, told: dict[str, Any], lines: list[dict[str, Any]]) -> int:
+    """Says what a complete run holds. Returns the exit code."""
+    overall = told["overall"]
+    print(f"{told['title']}, style {told['style']}: {_tally(overall)}")
+    for axis, tallies in told["axes"].items():
+        print(f"\n{axis}")
+        for value, tally in tallies.items():
+            print(f"  {value:<40} {_tally(tally)}")
+    failed = [line for line in lines if "error" in line]
+    for line in failed[:_SHOWN]:
+        print(f"failed: row {line['line']} {line['id']}: {line['error']}", file=sys.stderr)
+    if len(failed) > _SHOWN:
+        print(f"and {len(failed) - _SHOWN} more that failed: {out / ANSWERS}", file=sys.stderr)
+    print(f"\n{out / SCORES}; a page: latentomni report {out}")
+    return 1 if failed else 0
+
+
+def _tally(tally: dict[str, Any]) -> str:
+    interval = tally["interval"]
+    within = f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
+    answered = tally["accuracy_answered"]
+    of = f", {100 * answered:.1f} % of answered" if answered is not None else ""
+    return (
+        f"{100 * tally['accuracy']:.1f} %{within}{of}; {tally['right']} right, "
+        f"{tally['answered']} answered, {tally['unparsed']} unparsed, {tally['failed']} failed of "
+        f"{tally['total']}"
+    )

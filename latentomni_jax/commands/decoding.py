@@ -51,8 +51,7 @@ def add_decoding_arguments(parser: argparse.ArgumentParser, *, styled: bool = Fa
         type=int,
         default=defaults["max_new_tokens"],
         metavar="N",
-        help="text tokens at most; latent slots do not count "
-        f"(default {told['max_new_tokens']})",
+        help=f"text tokens at most; latent slots do not count (default {told['max_new_tokens']})",
     )
     sampling.add_argument(
         "--temperature",

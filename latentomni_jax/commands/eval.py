@@ -54,12 +54,12 @@ for reasoning and \\boxed{}. Options given here go before the style's, and are w
 run.
 
 OUT/answers.jsonl has a line for every question, in the file's order, also for those that failed;
-OUT/scores.json the accuracies, each over all questions (failed and unparsed ones are wrong) and over
-the answered ones, with 95 % intervals, by every axis of the benchmark; OUT/cost.json what it took.
-Killed at any moment and started again, on as many hosts as there are then, a run goes on and ends
-in the same answers and scores. Exit code: 0; 1 where it is complete, but questions failed; 2 with
-one line on stderr where a file or an option is unusable; 3 where it was told to stop and can be
-continued.
+OUT/scores.json the accuracies, each over all questions (failed and unparsed ones are wrong) and
+over the answered ones, with 95 % intervals, by every axis of the benchmark; OUT/cost.json what it
+took. Killed at any moment and started again, on as many hosts as there are then, a run goes on and
+ends in the same answers and scores.
+Exit code: 0; 1 where it is complete, but questions failed; 2 with one line on stderr where a file
+or an option is unusable; 3 where it was told to stop and can be continued.
 """
 
 

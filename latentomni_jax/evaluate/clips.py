@@ -1,9 +1,9 @@
 """Clips of questions: read ahead in threads, encoded once each, and kept as features on disk.
 
 Reading and encoding a clip takes far longer than asking one more question about it. What the
-encoders make of a clip depends on the file, on how it is read and on the encoders, so it can be kept
-for other questions and for other runs: FOLDER/IDENTITY/DIGEST-KIND.safetensors, where IDENTITY is
-of all but the file and stands beside as spec.json.
+encoders make of a clip depends on the file, on how it is read and on the encoders, so it can be
+kept for other questions and for other runs: FOLDER/IDENTITY/DIGEST-KIND.safetensors, where IDENTITY
+is of all but the file and stands beside as spec.json.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class FeatureStore:
         try:
             with safetensors.safe_open(place, framework="np") as file:
                 told = json.loads(file.metadata()["part"])
-                arrays = {name: file.get_tensor(name) for name in file.keys()}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return EncodedPart(
                 told["kind"], arrays.get("video"), arrays.get("audio"),
                 tuple(told["grid"]), arrays["seconds"],

@@ -21,10 +21,10 @@ class Reading(NamedTuple):
 
     Attributes:
       questions: in the file's order; a DataProblem stands for a row that is refused. `where` of
-        both is "file:row", rows from 1 in the order of the file's questions. A question's `answer` is a
-        letter and its `choices` are texts without letters; its `path` is relative to the folder of
-        videos. `metadata` has a value (str, or a list of them) for every axis that the row knows,
-        and "options", the choices as they are printed in the file.
+        both is "file:row", rows from 1 in the order of the file's questions. A question's `answer`
+        is a letter and its `choices` are texts without letters; its `path` is relative to the
+        folder of videos. `metadata` has a value (str, or a list of them) for every axis that the
+        row knows, and "options", the choices as they are printed in the file.
       repaired: one line each, "file:row id: what was mended and how".
     """
 

@@ -22,6 +22,7 @@ stands before `</think>` is not read; a box that is cut off is no box.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ from typing import NamedTuple
 _LATIN = "A-Za-z0-9À-ɏ"
 _OPEN = r"[\"'“‘(\[{<「『【\s]{0,6}+"
 _ENDS = rf"(?![{_LATIN}+#&]|['’\-][{_LATIN}])"  # the letter's word: not "Ann", "A's", "C-section"
+_THOUGHT = re.compile("</think>", re.IGNORECASE)
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mathit)\s{0,4}+\{([^{}]*+)\}")
 _BRACES = re.compile(r"\\boxed\s{0,4}+\{|[{}]")
 # What says that the answer follows: "the correct answer to this question is most likely option".
@@ -51,7 +53,7 @@ _CHINESE = (
 _STATED = re.compile(rf"(?:{_SAYS}|{_CHOOSES}|{_CHINESE}){_OPEN}([A-Za-z]){_ENDS}", re.IGNORECASE)
 _MORE = re.compile(
     r"(?:[\"'”’)\]}.]{0,3}\s{0,3}(?:[,/&+;、]|\bor\b|\band\b|和|或|与)\s{0,3}(?:or\b|and\b)?|[ \t])"
-    rf"{_OPEN}([A-Z]){_ENDS}"
+    rf"{_OPEN}(?:([A-Z])|(?<=[(\[])([a-z])(?=[)\]])){_ENDS}"
 )
 _LEADING = re.compile(rf"[\W_]*+([A-Za-z]){_ENDS}")
 _LINE = re.compile(r"^[^\w\n]{0,8}+([A-Z])[.):]", re.MULTILINE)
@@ -72,8 +74,9 @@ _DENIED_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _DENIED_AFTER = re.compile(
-    r"[\"'”’)\]]{0,3}\s{0,3}(?:(?:is|was|are|were|seems|can be|选项|是)\s{0,3})?"
-    r"(?:not\b|n['’]t\b|incorrect|wrong|false|ruled out|excluded|eliminated|错|不)",
+    r"[\"'”’)\]]{0,3}[ \t]{0,3}(?:(?:is|was|are|were|seems|can be) ?"
+    r"(?:not\b|n['’]t\b|incorrect|wrong|false|ruled out|excluded|eliminated)|can(?:no|['’])t\b"
+    r"|(?:选项|是){0,2}(?:错|不对|不正确|不符))",
     re.IGNORECASE,
 )
 
@@ -102,8 +105,8 @@ def find_answer(text: str, choices: Sequence[str] = ()) -> Found:
     Returns:
       `NOTHING` where a multiple-choice answer cannot be parsed (never a guess).
     """
-    end = text.lower().rfind("</think>")
-    text = text if end < 0 else text[end + len("</think>") :]
+    thoughts = [match.end() for match in _THOUGHT.finditer(text)]
+    text = text[thoughts[-1] :] if thoughts else text
     box, cut = _boxes(text)
     if not choices:
         return Found(
@@ -159,7 +162,7 @@ def _boxed(text: str, choices: Sequence[str]) -> str | None:
     letter = text.strip(" \t\r\n.,:;()[]{}\"'")
     if len(letter) == 1 and letter.isascii() and letter.isalpha():
         return _letter(letter, choices)
-    same = [i for i, choice in enumerate(choices) if _words(choice) == _words(text)]
+    same = [i for i, choice in enumerate(choices) if _option(choice) == _option(text) != ""]
     if len(same) == 1:
         return chr(ord("A") + same[0])
     return _unboxed(text, choices).answer
@@ -177,13 +180,13 @@ class _Claim(NamedTuple):
 
 
 def _claims(text: str, choices: Sequence[str]) -> Iterator[_Claim]:
-    found = [match for match in _STATED.finditer(text) if not _is_word(match, 1, text, choices)]
+    found = [match for match in _STATED.finditer(text) if not _is_word(match, text, choices)]
     for match in found:
         if _DENIED_AFTER.match(text, match.end()):
             continue
         letter, end = _letter(match[1], choices), match.end()
-        while (more := _MORE.match(text, end)) and not _is_word(more, 1, text, choices):
-            letter, end = (letter if more[1] == match[1].upper() else None), more.end()
+        while (more := _MORE.match(text, end)) and not _is_word(more, text, choices):
+            letter, end = (letter if _drawn(more) == _drawn(match) else None), more.end()
         rest = _words(text[end:]) if match is found[-1] else None
         yield _Claim(letter, rest in ("", _words(_text(letter, choices))))
 
@@ -197,15 +200,20 @@ def _text(letter: str | None, choices: Sequence[str]) -> str:
     return "" if letter is None else choices[ord(letter) - ord("A")]
 
 
-def _is_word(match: re.Match, group: int, text: str, choices: Sequence[str]) -> bool:
+def _drawn(match: re.Match) -> str:
+    """The letter that a pattern found, as a capital."""
+    return match[match.lastindex or 0].upper()
+
+
+def _is_word(match: re.Match, text: str, choices: Sequence[str]) -> bool:
     """Whether a matched letter is the article "A" or the pronoun "I", by the word behind it."""
-    if match[group] not in ("A", "a", "I", "i"):
+    if _drawn(match) not in ("A", "I"):
         return False
-    behind = _WORD.match(text, match.end(group))
+    behind = _WORD.match(text, match.end(match.lastindex or 0))
     if not behind or behind[1].lower() in _CONNECTIVES or re.fullmatch("[A-Z]", behind[1]):
         return False
-    letter, start = _letter(match[group], choices), behind.start(1)
-    own = _plain(_text(letter, choices)).lower()
+    letter, start = _letter(_drawn(match), choices), behind.start(1)
+    own = _option(_text(letter, choices))
     return not own or text[start : start + len(own)].lower() != own
 
 
@@ -214,7 +222,7 @@ def _is_word(match: re.Match, group: int, text: str, choices: Sequence[str]) -> 
 
 def _leading(text: str, choices: Sequence[str]) -> str | None:
     match = _LEADING.match(text)
-    if not match or _is_word(match, 1, text, choices) or _DENIED_AFTER.match(text, match.end()):
+    if not match or _is_word(match, text, choices) or _DENIED_AFTER.match(text, match.end()):
         return None
     if len(set(_LINE.findall(text))) > 1 or _MORE.match(text, match.end()):
         return None  # the options again, or several of them
@@ -222,20 +230,27 @@ def _leading(text: str, choices: Sequence[str]) -> str | None:
     if not behind or behind in "\n.):]}" or (behind in ",;!?\"'" and match[1].isupper()):
         return _letter(match[1], choices)
     word = _WORD.match(text, match.end())
-    follows = bool(word) and word[1].lower() in _CONNECTIVES
-    if match[1].isupper() and (follows or text[match.end() :].strip(" -–—")[:1] in ("", "\n")):
+    if match[1].isupper() and word and word[1].lower() in _CONNECTIVES:
         return _letter(match[1], choices)
     return None
 
 
 def _lone(text: str, choices: Sequence[str]) -> str | None:
     text, _ = _without_options(text, choices)
-    letters = set()
+    lists: list[list[re.Match]] = []  # of letters that stand together: "A and B are wrong"
     for match in _ALONE.finditer(text):
-        group = match.lastindex or 1
-        if not _is_word(match, group, text, choices) and not _is_denied(text, *match.span(group)):
-            letters.add(_letter(match[group], choices))
-    letters.discard(None)
+        if not _is_word(match, text, choices):
+            more = lists and _MORE.match(text, lists[-1][-1].end())
+            if more and more.end(more.lastindex or 0) == match.end(match.lastindex or 0):
+                lists[-1].append(match)
+            else:
+                lists.append([match])
+    letters = {
+        _letter(_drawn(match), choices)
+        for one in lists
+        if not _is_denied(text, one[0].start(), one[-1].end())
+        for match in one
+    } - {None}
     return letters.pop() if len(letters) == 1 else None
 
 
@@ -251,14 +266,16 @@ def _without_options(text: str, choices: Sequence[str]) -> tuple[str, set[int]]:
     """
     places: dict[str, set[int]] = {}
     for place, choice in enumerate(choices):
-        places.setdefault(" ".join(_plain(choice).lower().split()).strip(" .,:;!?。"), set()).add(
-            place
-        )
+        places.setdefault(_option(choice), set()).add(place)
     text, named = " ".join(text.split()), set()
     for option in sorted(places, key=len, reverse=True):
         if not option:
             continue
-        pattern = re.compile(rf"(?<![{_LATIN}]){re.escape(option)}(?![{_LATIN}])", re.IGNORECASE)
+        sign = "(?<!-)" if option[0].isdigit() else ""  # "5" is not in "-5", "1.5" or "5,000"
+        pattern = re.compile(
+            rf"(?<![{_LATIN}])(?<!\d[.,]){sign}{re.escape(option)}(?![{_LATIN}]|[.,]\d)",
+            re.IGNORECASE,
+        )
         spans = [match.span() for match in pattern.finditer(text)]
         if any(not _is_denied(text, *span) for span in spans):
             named |= places[option]
@@ -274,8 +291,16 @@ def _is_denied(text: str, start: int, end: int) -> bool:
 
 def _plain(text: str) -> str:
     """Without markup: full-width forms as ASCII, no emphasis, LaTeX text as text."""
-    text = _WRAPPED.sub(r"\1", unicodedata.normalize("NFKC", text))
+    text = unicodedata.normalize("NFKC", text)
+    for _ in range(3):  # one in the other
+        text = _WRAPPED.sub(r"\1", text)
     return text.translate({ord(mark): None for mark in "*`$"})
+
+
+@functools.lru_cache(maxsize=64)
+def _option(choice: str) -> str:
+    """An option's text as it is looked for."""
+    return " ".join(_plain(choice).lower().split()).strip(" .,:;!?。")
 
 
 def _words(text: str) -> str:

@@ -96,7 +96,10 @@ def ask(question: Trajectory) -> str:
 def extract(text: str, choices: Sequence[str]) -> Found:
     """A capital A to D, from the best of: at the beginning, at the end, behind a phrase, "(A)",
     "A.", "A:", "A)", "A ", anywhere. Behind a phrase the first of each letter is looked at."""
-    text = text.strip().strip(",.!?;:'\" \n")
+    text = text.strip()
+    for mark in ",.!?;:'\"":  # one after the other, as the kit does
+        text = text.strip(mark)
+    text = text.strip()
     for rule, end, beside in (("beginning", text[:1], text[1:2]), ("end", text[-1:], text[-2:-1])):
         if end and end in _LETTERS and not (len(text) > 1 and beside.isalpha()):
             return Found(end, rule)

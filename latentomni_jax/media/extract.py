@@ -239,12 +239,13 @@ def _lone(text: str, choices: Sequence[str]) -> str | None:
     text, _ = _without_options(text, choices)
     lists: list[list[re.Match]] = []  # of letters that stand together: "A and B are wrong"
     for match in _ALONE.finditer(text):
-        if not _is_word(match, text, choices):
-            more = lists and _MORE.match(text, lists[-1][-1].end())
-            if more and more.end(more.lastindex or 0) == match.end(match.lastindex or 0):
-                lists[-1].append(match)
-            else:
-                lists.append([match])
+        if _is_word(match, text, choices):
+            continue
+        more = _MORE.match(text, lists[-1][-1].end()) if lists else None
+        if more and more.end(more.lastindex or 0) == match.end(match.lastindex or 0):
+            lists[-1].append(match)
+        else:
+            lists.append([match])
     letters = {
         _letter(_drawn(match), choices)
         for one in lists

@@ -44,7 +44,7 @@ _STEPS: list[Any] = [
     [{"modality": "aduio", "evidece": "a voice", "infefence": "someone speaks"}],
     [{"nmodality": "vison", "evience": "x", "Inference": "y"}, {"nModality": "vsion"}],
     [{"modality": "audio,", "evodence": "x"}, {"modality": "vision.", "nevidence": "y"}, {}],
-    [{"modality": "auido."}, {"modality": "aodio"}, {"modality": "viison"}],
+    [{"modality": "auido."}, {"modality": "aodio"}, {"modality": "viison"}],  # codespell:ignore
     "",
     [],
 ]

@@ -301,6 +301,11 @@ def test_worldsense_refusals(tmp_path):
         strict=True,
     ):
         assert expected in message
+    wide = worldsense_tsv(tmp_path / "wide.tsv", annotations.worldsense())
+    wide.write_text(wide.read_text().rstrip("\n") + "\tmore\n")
+    assert problems(read("worldsense", wide)) == [
+        f"{wide}:3: malformed line: expected an object, got 'cells beyond the last column'"
+    ]
     (tmp_path / "b.tsv").write_text("index\tvideo\tquestion\tanswer\n0\tx\ty\tA\n")
     with pytest.raises(InputError, match=r"b\.tsv: expected columns candidates in its header"):
         read("worldsense", tmp_path / "b.tsv")

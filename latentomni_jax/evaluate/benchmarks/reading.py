@@ -62,7 +62,7 @@ def read_jsonl(path: Path) -> list[Any]:
     """The values of a file of JSON lines; a line that is no JSON stays a text, which no reader
     takes for a row. Raises InputError where there is no file."""
     values = []
-    for line in filter(str.strip, read_text(path).splitlines()):
+    for line in filter(str.strip, read_text(path).split("\n")):
         try:
             values.append(json.loads(line))
         except (ValueError, RecursionError):

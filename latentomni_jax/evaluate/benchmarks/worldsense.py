@@ -94,13 +94,16 @@ def _json_rows(path: Path) -> Iterator[Any]:
             yield {**shared, **(task if isinstance(task, dict) else {}), "video": name}
 
 
-def _tsv_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _tsv_rows(path: Path) -> Iterator[Any]:
     table = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter="\t")
     try:
         if missing := _COLUMNS - set(table.fieldnames or ()):
             raise InputError(f"{path}: expected columns {', '.join(sorted(missing))} in its header")
         for row in table:
-            yield row | {key: literal_list(row.get(key)) or row.get(key) for key in _LISTS}
+            if None in row:
+                yield "cells beyond the last column"
+            else:
+                yield row | {key: literal_list(row.get(key)) or row.get(key) for key in _LISTS}
     except csv.Error as error:
         raise InputError(f"{path}:{table.line_num}: is not TSV: {error}") from None
 

@@ -40,7 +40,8 @@ class Style:
       text_first: the text stands before the clip.
       clock: what dates the frames, see `clip_part`.
       options: of `LatentOmni.generate`. media: fields of `MediaSpec`. Both where the command line
-        does not say otherwise.
+        does not say otherwise. Latents are not among them: a model may reason in latents before a
+        letter as before anything else, and `max_new_tokens` counts text alone.
     """
 
     ask: Callable[[Trajectory], str]
@@ -52,7 +53,7 @@ class Style:
     media: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-BOXED = Style(ask=lambda asked: with_choices(asked.question, asked.choices), extract=find_answer)
+HOUSE = Style(ask=lambda asked: with_choices(asked.question, asked.choices), extract=find_answer)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -150,7 +151,7 @@ def prompt_of(
     root: Path,
     *,
     view: View = "both",
-    style: Style = BOXED,
+    style: Style = HOUSE,
     read: Read | None = None,
 ) -> list[Part]:
     """What a model is asked: the clip as far as `view` goes, question and choices.
@@ -174,7 +175,7 @@ def prompt_of(
     )
 
 
-def score(question: Trajectory, generation: Generation, style: Style = BOXED) -> Scored:
+def score(question: Trajectory, generation: Generation, style: Style = HOUSE) -> Scored:
     """Compares an answer with the question's."""
     given, rule = style.extract(generation.text, question.choices)
     expected = extract_answer(question.answer, question.choices)

@@ -28,7 +28,7 @@ import tqdm
 import latentomni_jax
 from data_pipeline.trajectories import DataProblem, Trajectory, read_jsonl
 from latentomni_jax.evaluate.answers import (
-    BOXED,
+    HOUSE,
     Read,
     Style,
     View,
@@ -71,7 +71,7 @@ class Asking:
     longest: int | None = None
     seed: int = 0
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    style: Style = BOXED
+    style: Style = HOUSE
     needs_sound: bool = False
     features: FeatureStore | None = None
     tell: Callable[[Trajectory], Mapping[str, Any]] = lambda question: {}

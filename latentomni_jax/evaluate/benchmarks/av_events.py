@@ -10,8 +10,7 @@ import dataclasses
 from pathlib import Path
 
 from data_pipeline.trajectories import Trajectory
-from latentomni_jax.evaluate.answers import BOXED
-from latentomni_jax.evaluate.benchmarks.base import Benchmark, Reading
+from latentomni_jax.evaluate.benchmarks.base import BOXED, Benchmark, Reading
 from latentomni_jax.evaluate.generate import read_questions
 from latentomni_jax.media.extract import extract_answer
 

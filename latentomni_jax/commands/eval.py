@@ -19,7 +19,7 @@ from data_pipeline.trajectories import DataProblem, Trajectory
 from latentomni_jax.commands.asking import add_asking_arguments, answer_file
 from latentomni_jax.commands.decoding import decoding_options
 from latentomni_jax.evaluate import benchmarks
-from latentomni_jax.evaluate.benchmarks.base import Benchmark, Reading
+from latentomni_jax.evaluate.benchmarks.base import Benchmark, Reading, counts, shuffled
 from latentomni_jax.evaluate.clips import FeatureStore
 from latentomni_jax.evaluate.generate import Asking, digest_of_model
 from latentomni_jax.evaluate.scores import scores
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     benchmark = benchmarks.get(args.benchmark)
     reading = benchmark.read(args.annotations)
     if args.limit is not None:
-        reading = Reading(reading.questions[: args.limit], reading.repaired)
+        reading = reading._replace(questions=reading.questions[: args.limit])
     if args.list:
         print(listed(benchmark, reading))
         return 0
@@ -128,8 +128,7 @@ def run(args: argparse.Namespace) -> int:
     questions = reading.questions
     if args.shuffle_options is not None:
         questions = [
-            benchmarks.shuffled(q, args.shuffle_options) if isinstance(q, Trajectory) else q
-            for q in questions
+            shuffled(q, args.shuffle_options) if isinstance(q, Trajectory) else q for q in questions
         ]
     features = None
     if args.features is not None:
@@ -175,17 +174,13 @@ def run(args: argparse.Namespace) -> int:
 
 def listed(benchmark: Benchmark, reading: Reading) -> str:
     """What a file of annotations holds, as text."""
-    questions = [q for q in reading.questions if isinstance(q, Trajectory)]
-    refused = [q for q in reading.questions if isinstance(q, DataProblem)]
-    out = [
-        f"{benchmark.title}: {len(questions)} questions, {len({q.path for q in questions})} videos"
-    ]
-    for axis, counts in benchmarks.count_axes(benchmark, questions).items():
-        out += ["", f"{axis}:"]
-        out += [f"  {count:>6}  {value}" for value, count in counts.items()]
-    for name, rows in (("repaired", reading.repaired), ("refused", [str(q) for q in refused])):
-        out += ["", f"{name}: {len(rows)}"]
-        out += [f"  {row}" for row in rows]
+    held = counts(benchmark, reading)
+    refused = [str(one) for one in reading.questions if isinstance(one, DataProblem)]
+    out = [f"{benchmark.title}: {held.questions} questions, {held.videos} videos"]
+    for axis, values in {**held.axes, "right answer": held.answers}.items():
+        out += ["", f"{axis}:", *(f"  {count:>6}  {value}" for value, count in values.items())]
+    for name, rows in (("repaired", reading.repaired), ("refused", refused)):
+        out += ["", f"{name}: {len(rows)}", *(f"  {row}" for row in rows)]
     return "\n".join(out)
 
 

@@ -276,9 +276,7 @@ def _reduced(
         def of_layer(total_cs, xs):
             q_cnh, k_skh = xs
             q_ckgh = q_cnh.reshape(_CHUNK, k_skh.shape[1], -1, width)
-            scores = jnp.einsum(
-                "ckgh,skh->kgcs", q_ckgh, k_skh, preferred_element_type=jnp.float32
-            )
+            scores = jnp.einsum("ckgh,skh->kgcs", q_ckgh, k_skh, preferred_element_type=jnp.float32)
             weights = jax.nn.softmax(jnp.where(sees_cs, scores * width**-0.5, -jnp.inf))
             # Sums of shares: to the last bit, also where products are rounded by default.
             sums = jnp.einsum("kgcs,sf->kgcf", weights, columns_sg, precision="highest")

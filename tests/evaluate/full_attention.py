@@ -22,15 +22,18 @@ OF_KIND = {
 }
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _pass(thinker, spec, names, params, embeds, positions, roles):
+_MAPS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _pass(thinker, spec, params, embeds, positions, roles):
     return thinker.apply(
         {"params": params},
         embeds,
         positions,
         hidden=flow_mask(spec, roles[None]),
         method="decode",
-        capture_intermediates=lambda module, _: module.name in names,
+        capture_intermediates=lambda module, _: module.name in _MAPS,
         mutable=["intermediates"],
     )[1]["intermediates"]["text"]
 
@@ -44,7 +47,6 @@ def projections(model: LatentOmni, row: Replay, name: str) -> np.ndarray:
     captured = _pass(
         model.thinker,
         model.latent,
-        (name,),
         model.text_params,
         row.embeds[:, :length],
         row.position_ids[:, :, :length],

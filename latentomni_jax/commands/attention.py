@@ -46,8 +46,9 @@ the weight on each times its own weight on the clip. Means over heads, and over 
 --layers.
 
   OUT/00000.json            the answer and its maps, as eval --explore writes them
-  OUT/block0.png, .mp4      where the block looks: heat over the frames (mean of its visual latents);
-                            below, the sound (mean of its audio latents) and a line at the moment
+  OUT/block0.png, .mp4      where the block looks: heat over the frames (mean of its visual
+                            latents), below the sound (mean of its audio latents) with a line at
+                            the moment
   OUT/block0-v1.png, .mp4   the same of one latent
 
 The still is of the moment with the highest weight. Files of these names in OUT are replaced.
@@ -100,6 +101,10 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(args.model)
     parts = prompt_parts(args, tokenizer, media)
     kind, path, clip, _ = media[0]
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{args.out}: cannot be written to: {error.strerror}") from error
     question = Trajectory(
         id="asked", question=args.question, answer="", kind=kind, path=path,
         choices=tuple(args.choices),
@@ -122,13 +127,10 @@ def run(args: argparse.Namespace) -> int:
             f"\ndirect share on the clip: {own:.4f}, without latents {without:.4f} "
             f"({100 * (own - without):+.1f} points)"
         )
-    try:
-        write_explored(args.out, 0, one)
-        for number in range(len(one["blocks"])):
-            for slot in (None, *args.slots):
-                _write_overlay(args.out, one, clip, number, slot)
-    except OSError as error:
-        raise InputError(f"{args.out}: cannot be written to: {error}") from error
+    write_explored(args.out, 0, one)
+    for number in range(len(one["blocks"])):
+        for slot in (None, *args.slots):
+            _write_overlay(args.out, one, clip, number, slot)
     if not one["blocks"]:
         print("no latent block to draw; --latents force opens the answer with one", file=sys.stderr)
     return 0

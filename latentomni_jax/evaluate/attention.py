@@ -32,7 +32,7 @@ from latentomni_jax.model import LatentOmni
 
 KINDS = ("video", "audio", "latent", "text")
 _SEEN, _HEARD = (Role.PROMPT_VIDEO,), (Role.PROMPT_AUDIO,)
-_SLOTS = (Role.LATENT_VISUAL, Role.LATENT_AUDIO)
+SLOTS = (Role.LATENT_VISUAL, Role.LATENT_AUDIO)
 _QUERIES = (64, 128, 256, 512)  # static counts of queries and of slots
 _CHUNK = 16  # queries whose weights exist at once
 
@@ -88,9 +88,14 @@ def look(model: LatentOmni, row: Replay, queries: Sequence[int]) -> Looks:
     """Where the queries (positions of the row) look, in every layer and head.
 
     One program for all rows of a bucket's length with so many queries and slots, rounded up.
+
+    Raises:
+      InputError: a model that lies on a mesh.
     """
+    if model.mesh is not None:
+        raise InputError("attention is read on one device: load the model without a mesh")
     length = len(row.roles)
-    slots = np.flatnonzero(np.isin(row.roles, _SLOTS))
+    slots = np.flatnonzero(np.isin(row.roles, SLOTS))
     direct, keys = _look(
         model.thinker,
         model.latent,
@@ -128,7 +133,7 @@ def over_clip(
     Raises:
       InputError: the prompt has several media.
     """
-    slots = np.flatnonzero(np.isin(row.roles, _SLOTS))
+    slots = np.flatnonzero(np.isin(row.roles, SLOTS))
     if not len(slots):
         return []
     keys = look(model, row, slots - 1).keys
@@ -213,7 +218,7 @@ def _look(
             sees &= ~(blocked[queries][:, None] & media)
         return sees
 
-    kinds = [jnp.isin(roles, jnp.array(of, jnp.int8)) for of in (_SEEN, _HEARD, _SLOTS)]
+    kinds = [jnp.isin(roles, jnp.array(of, jnp.int8)) for of in (_SEEN, _HEARD, SLOTS)]
     kinds.append(~(kinds[0] | kinds[1] | kinds[2]))
     kinds_sg = jnp.stack(kinds, axis=1).astype(jnp.float32)
     clip_s1 = kinds_sg[:, :1] + kinds_sg[:, 1:2]

@@ -30,12 +30,19 @@ from data_pipeline.shards import write_text
 from data_pipeline.trajectories import Trajectory
 from latentomni_jax.backbone.positions import Clock
 from latentomni_jax.evaluate.answers import score
-from latentomni_jax.evaluate.attention import KINDS, Looks, Shares, clip_maps, look, picture_grid
+from latentomni_jax.evaluate.attention import (
+    KINDS,
+    SLOTS,
+    Looks,
+    Shares,
+    clip_maps,
+    look,
+    picture_grid,
+)
 from latentomni_jax.evaluate.replay import Replay, replay
 from latentomni_jax.layout import Clip, InputError, LatentSpec, Part, Role, VisionPart
 from latentomni_jax.model import Generation, LatentOmni
 
-_SLOTS = (Role.LATENT_VISUAL, Role.LATENT_AUDIO)
 _DIGITS = 6  # of shares
 _CELLS_PER_SECOND, _MOST_CELLS = 2, 240
 # What a file holds: a tuple is one of several, a list any number, float a weight (0 or more).
@@ -148,7 +155,7 @@ def _pieces(row: Replay) -> Iterator[tuple[bool, np.ndarray]]:
     """Runs of text and of slots in the generated positions: which it is, and where it lies."""
     generated = np.arange(row.prompt_length, row.length)
     roles = row.roles[generated]
-    kinds = np.where(np.isin(roles, _SLOTS), 2, roles == Role.ASSISTANT_TEXT)
+    kinds = np.where(np.isin(roles, SLOTS), 2, roles == Role.ASSISTANT_TEXT)
     for run in np.split(generated, np.flatnonzero(np.diff(kinds)) + 1):
         if kind := kinds[run[0] - row.prompt_length]:  # else trigger or stop
             yield kind == 2, run

@@ -16,6 +16,7 @@ from latentomni_jax.evaluate.attention import KINDS, look, over_clip, shares
 from latentomni_jax.evaluate.replay import replay
 from latentomni_jax.layout import InputError, LatentSpec, Role
 from latentomni_jax.model import Generation, LatentOmni
+from latentomni_jax.weights.specs import read_specs
 from tests.evaluate.full_attention import (
     OF_KIND,
     SLOTS,
@@ -24,6 +25,7 @@ from tests.evaluate.full_attention import (
     shares_of,
     through_of,
 )
+from tests.evaluate.planted import planted
 from tests.prompts import PromptMaker
 from tests.reference import make_ported
 
@@ -162,6 +164,23 @@ def test_no_block_has_no_map_and_text_alone_is_all_text():
     row = replay(model, prompt, make_generation(0))
     assert over_clip(model, row, 1.0) == []
     np.testing.assert_allclose(shares(model, row, range(9, 12)), (0, 0, 0, 1, 0), atol=1e-6)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_a_model_that_attends_to_sound_alone_scores_one_on_audio(tiny_directory, scan_layers):
+    """A clip with pictures and sound, a question, and an answer with a latent block."""
+    spec = read_specs(tiny_directory)[1]
+    spec = dataclasses.replace(spec, num_visual=2, num_audio=1)
+    model = planted(tiny_directory, spec, hears=True, scan_layers=scan_layers)
+    make = PromptMaker(2)
+    prompt = [make.text(5), make.vision((2, 8, 8), frames=200), make.text(7)]
+    generation = model.generate([prompt], latents="force", max_blocks=1, max_new_tokens=6)[0]
+    assert len(generation.latents) == 1
+    row = replay(model, prompt, generation)
+    looks = look(model, row, range(row.prompt_length - 1, row.length))
+    assert looks.direct.shape[:2] == (2, 4)
+    np.testing.assert_allclose(looks.direct[..., KINDS.index("audio")], 1, atol=1e-6)
+    np.testing.assert_allclose(looks.shares(), (0, 1, 0, 0, 0), atol=1e-6)
 
 
 @pytest.mark.parametrize("scan_layers", [pytest.param(False, marks=pytest.mark.slow), True])

@@ -33,7 +33,6 @@ from data_pipeline.trajectories import read_jsonl
 from latentomni_jax.evaluate.answers import answer_all, prompt_of
 from latentomni_jax.evaluate.replay import replay
 from latentomni_jax.latent.masks import flow_mask
-from latentomni_jax.layout import Role
 from latentomni_jax.media.text import load_tokenizer
 from latentomni_jax.model import LatentOmni
 from latentomni_jax.weights import safetensors
@@ -41,7 +40,6 @@ from latentomni_jax.weights.checkpoint import load_model
 from latentomni_jax.weights.quantize import is_quantized, quantize, quantize_kernel
 
 KINDS = ("own", "bfloat16", "int8", "int8-head")
-_LENGTHS = 256  # replayed rows are padded to multiples of it: few programs
 
 
 def load(directory: str, kind: str) -> LatentOmni:
@@ -68,16 +66,15 @@ def text_scores(model: LatentOmni, root: pathlib.Path, scored) -> np.ndarray:
     ids = scored.generation.token_ids
     # Slots and the stop token are not chosen; what stands before a position tells of it.
     chosen = np.flatnonzero((ids != model.latent.pad_id) & (ids != model.latent.stop_id))
-    length, rest = row.embeds.shape[1], -row.embeds.shape[1] % _LENGTHS
     hidden = _read(
         model.thinker,
         model.latent,
         model.text_params,
-        jnp.pad(row.embeds, ((0, 0), (0, rest), (0, 0))),
-        np.pad(row.position_ids, ((0, 0), (0, 0), (0, rest))),
-        np.pad(row.roles, (0, rest), constant_values=Role.PAD)[None],
+        row.embeds,
+        row.position_ids,
+        row.roles[None],
     )
-    before = hidden[0, :length][row.prompt_length - 1 + chosen]
+    before = hidden[0, row.prompt_length - 1 + chosen]
     return np.asarray(_head(model.thinker, model.text_params, before))
 
 

@@ -25,6 +25,7 @@ VERBS = {
     "data": "make a feature cache of training data, a tiny training set, or AV-Events",
     "train": "train LatentOmni from a checkpoint or from nothing",
     "aot": "compile a config's programs for a TPU topology: memory, traffic, verdict",
+    "attention": "answer a question, and show where the model looked",
     "probe": "change a model's latents and see what becomes of its answers",
     "doctor": "check this machine: versions, devices, codecs",
 }
@@ -42,7 +43,7 @@ examples:
   latentomni answer --model models/qwen7b --video clip.mp4 --question "What is said first?"
 
 Each verb explains itself: latentomni answer --help. Version: latentomni --version.
-""".format(verbs="\n".join(f"  {verb:<9}{purpose}" for verb, purpose in VERBS.items()))
+""".format(verbs="\n".join(f"  {verb:<10}{purpose}" for verb, purpose in VERBS.items()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,27 +6,43 @@ it to rounding (tests/latent/test_decode.py).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from latentomni_jax.backbone.positions import Clock
+from latentomni_jax.backbone.thinker import Thinker
 from latentomni_jax.latent.decode import latent_input
-from latentomni_jax.latent.trajectory import collate, slot_positions
-from latentomni_jax.layout import LatentSpec, Part, Role
+from latentomni_jax.latent.trajectory import PROMPT_BUCKETS, collate, slot_positions
+from latentomni_jax.layout import (
+    AudioPart,
+    LatentSpec,
+    Part,
+    Role,
+    TextPart,
+    VisionPart,
+    bucket,
+)
 from latentomni_jax.model import Generation, LatentOmni
+
+_BLOCKS = (1, 2, 4, 8, 16)  # static counts of latent blocks
 
 
 class Replay(NamedTuple):
-    """One row, S positions: the prompt's, then those that were generated.
+    """One row of S positions: the prompt's, then those that were generated, then padding.
+
+    S is from the prompts' table of buckets, so that a set of questions needs few programs.
 
     Attributes:
-      embeds: f32[1,S,D] inputs. position_ids: i32[3,1,S]. roles: i8[S] of `Role`.
+      embeds: [1,S,D] inputs, in the computation's dtype. position_ids: i32[3,1,S].
+      roles: i8[S] of `Role`, PAD from `length` on.
       token_ids: i32[S]; the pad id stands for a latent slot.
-      prompt_length: positions of the prompt.
+      prompt_length: positions of the prompt. length: of prompt and generation.
+      media: the prompt's pictures and recordings, in order.
     """
 
     embeds: jax.Array
@@ -34,6 +50,8 @@ class Replay(NamedTuple):
     roles: np.ndarray
     token_ids: np.ndarray
     prompt_length: int
+    length: int
+    media: tuple[VisionPart | AudioPart, ...]
 
 
 def replay(
@@ -42,26 +60,45 @@ def replay(
     """The pass that equals a generation. Raises InputError as `LatentOmni.generate` does."""
     spec, ids = model.latent, np.asarray(generation.token_ids)
     batch, groups, table = collate(model.config, [prompt], clock=clock, media=model.media)
-    length = int(batch.lengths[0])
-    before = model.embed(batch, groups, table)[:, :length]
-    after = model.thinker.apply({"params": model.text_params}, jnp.asarray(ids), method="embed")
-    roles = generated_roles(spec, ids)
-    slots = np.flatnonzero(ids == spec.pad_id)
-    if len(slots):
-        fed = latent_input(spec, jnp.asarray(generation.latents), jnp.asarray(spec.slot_seconds()))
-        after = after.at[slots].set(
-            fed.reshape(-1, fed.shape[-1])[: len(slots)].astype(after.dtype)
-        )
-    places = _positions(spec, ids, int(batch.next_position[0]), model.config.positions_per_second)
-    return Replay(
-        jnp.concatenate([before, after[None]], axis=1),
-        np.concatenate(
-            [batch.position_ids[:, :, :length], np.broadcast_to(places, (3, 1, len(ids)))], axis=2
-        ),
-        np.concatenate([batch.roles[0, :length], roles]),
-        np.concatenate([batch.token_ids[0, :length], ids]),
-        length,
+    before = int(batch.lengths[0])
+    length = before + len(ids)
+    generated = slice(before, length)
+    size = bucket(length, PROMPT_BUCKETS)
+    roles, token_ids = np.full(size, Role.PAD, np.int8), np.zeros(size, np.int32)
+    position_ids = np.zeros((3, 1, size), np.int32)
+    roles[:before], roles[generated] = batch.roles[0, :before], generated_roles(spec, ids)
+    token_ids[:before], token_ids[generated] = batch.token_ids[0, :before], ids
+    position_ids[:, :, :before] = batch.position_ids[:, :, :before]
+    position_ids[:, 0, generated] = _positions(
+        spec, ids, int(batch.next_position[0]), model.config.positions_per_second
     )
+    prompt_embeds = model.embed(batch, groups, table)[0]
+    # Rows of the table of `_inputs`: the prompt's, then the slots'.
+    rows = np.full(size, -1, np.int32)
+    rows[:before] = np.arange(before)
+    slots = before + np.flatnonzero(ids == spec.pad_id)
+    rows[slots] = len(prompt_embeds) + np.arange(len(slots))
+    states = np.zeros(
+        (bucket(len(generation.latents), _BLOCKS), spec.num_latents, prompt_embeds.shape[1]),
+        np.float32,
+    )
+    states[: len(generation.latents)] = generation.latents
+    embeds = _inputs(
+        model.thinker, spec, model.text_params, prompt_embeds, states, token_ids[None], rows[None]
+    )
+    media = tuple(part for part in prompt if not isinstance(part, TextPart))
+    return Replay(embeds, position_ids, roles, token_ids, before, length, media)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _inputs(
+    thinker: Thinker, spec: LatentSpec, params: Any, prompt_sd, states_bkd, token_ids, rows
+) -> jax.Array:
+    """Input embeddings [1,S,D]: what a position's row names, or its token's own where it is -1."""
+    fed = latent_input(spec, states_bkd, jnp.asarray(spec.slot_seconds()))
+    fed = fed.reshape(-1, fed.shape[-1]).astype(prompt_sd.dtype)
+    table = jnp.concatenate([prompt_sd, fed])
+    return thinker.apply({"params": params}, token_ids, rows, table, method="splice")
 
 
 def generated_roles(spec: LatentSpec, ids: np.ndarray) -> np.ndarray:

@@ -132,8 +132,9 @@ def attention_section(shown: Shown, model: LatentOmni) -> str:
     if not blocks:
         return "<p>The model opened no latent block here.</p>"
     out = []
-    for i, weights in enumerate(blocks):
+    for i, (seen, heard) in enumerate(blocks):
         cited = shown.question.segments[i] if i < len(shown.question.segments) else None
+        weights = seen.sum(axis=(2, 3)), heard
         uri = plots.attention_over_clip(clip, weights, model.latent.num_visual, cited)
         out.append(f"<h3>Block {i + 1}</h3>{picture(uri, f'attention of latent block {i + 1}')}")
     return "".join(out) + (

@@ -23,7 +23,7 @@ from latentomni_jax.media.processor import clip_part
 from latentomni_jax.media.video import read_segments
 from latentomni_jax.model import LatentOmni
 
-ATTENDED = 8  # answers, each of a length, and so of a compilation, of its own
+ATTENDED = 8  # answers: a pass over each
 
 
 def measure_states(
@@ -129,8 +129,8 @@ def _attention(model, answers, root, attended):
     for answer in [a for a in answers if len(a.generation.latents)][:attended]:
         row = replay(model, prompt_of(model, answer.question, root), answer.generation)
         stops = np.flatnonzero(row.roles == Role.STOP)
-        if len(stops) and stops[-1] + 1 < len(row.roles):
-            looks.append(shares(model, row, range(stops[-1] + 1, len(row.roles))))
+        if len(stops) and stops[-1] + 1 < row.length:
+            looks.append(shares(model, row, range(stops[-1] + 1, row.length)))
     if not looks:
         return {}
     return {

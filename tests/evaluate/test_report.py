@@ -14,7 +14,7 @@ from data_pipeline.av_events.clips import make_clip
 from data_pipeline.trajectories import Trajectory
 from latentomni_jax.evaluate import plots, report
 from latentomni_jax.evaluate.answers import Score
-from latentomni_jax.evaluate.attention import over_clip
+from latentomni_jax.evaluate.attention import look, over_clip
 from latentomni_jax.evaluate.replay import replay
 from latentomni_jax.evaluate.report import Shown
 from latentomni_jax.layout import Role
@@ -96,12 +96,11 @@ def test_attention_over_a_clip_is_that_of_the_states(shown):
     """Frames and stretches of sound get all of the weight on the clip, each its own."""
     model, one = shown
     row = replay(model, one.prompt, one.generation)
-    ((by_frame, by_cell),) = over_clip(model, row, 3.0, cells=3)
+    ((seen, by_cell),) = over_clip(model, row, 3.0, cells=3)
+    by_frame = seen.sum(axis=(2, 3))
     assert by_frame.shape == (6, 3) and by_cell.shape == (6, 3)
-    from latentomni_jax.evaluate.attention import attention_weights
-
     trigger = int(np.flatnonzero(row.roles == Role.TRIGGER)[0])
-    weights = attention_weights(model, row, range(trigger, trigger + 6)).mean(axis=(0, 1))
+    weights = look(model, row, range(trigger, trigger + 6)).keys
     for role, cells in ((Role.PROMPT_VIDEO, by_frame), (Role.PROMPT_AUDIO, by_cell)):
         places = np.flatnonzero(row.roles == role)
         np.testing.assert_allclose(cells.sum(1), weights[:, places].sum(1), rtol=1e-5)

@@ -61,7 +61,7 @@ def full_forward(model, prompt, generation, flow=None):
         ),
         method="decode",
     )
-    return np.asarray(hidden[0]), row.prompt_length
+    return np.asarray(hidden[0, : row.length]), row.prompt_length
 
 
 POSITION, BOTTLENECK = {"ospe_apply": "position"}, {"flow": "bottleneck"}
@@ -283,7 +283,7 @@ def test_given_states_are_fed_in_place_of_the_models_own():
             jnp.asarray(replayed.position_ids),
             method="decode",
         )
-        made = np.asarray(hidden[0, replayed.prompt_length : -1])
+        made = np.asarray(hidden[0, replayed.prompt_length : replayed.length - 1])
         np.testing.assert_allclose(row.hidden, made, atol=2e-4)
         if len(other):
             slots = np.flatnonzero(mine.token_ids == SPEC.pad_id)

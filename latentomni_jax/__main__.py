@@ -25,6 +25,7 @@ VERBS = {
     "train": "train LatentOmni from a checkpoint or from nothing",
     "aot": "compile a config's programs for a TPU topology: memory, traffic, verdict",
     "probe": "change a model's latents and see what becomes of its answers",
+    "report": "write one page about runs of eval, to look at and to look inside",
     "doctor": "check this machine: versions, devices, codecs",
 }
 HELP = """\

@@ -43,10 +43,10 @@ INSTRUCT = [  # trajectories made by asking model servers
     "jsonschema>=4.20",
 ]
 REPORT = ["matplotlib>=3.8"]
-APP = [*REPORT, "gradio>=6.0"]
+APP = [*REPORT, "gradio>=6.31"]
 TEST = [
     *INSTRUCT,
-    *REPORT,
+    *APP,
     "pytest>=8.0",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",

@@ -196,6 +196,7 @@ const ACTS = { back: () => choose(piece - 1), on: () => choose(piece + 1), up: (
 const KEYS = { ArrowLeft: "back", ArrowRight: "on", ArrowUp: "up", ArrowDown: "down", " ": "play" };
 function beginExplorer() {
   const explorer = byId("explorer");
+  byId("looked").hidden = data.explored.length < 2;
   byId("looked").append(...data.explored.map((one, i) => make("option", { value: i }, one)));
   byId("looked").addEventListener("change", (event) => look(event.target.value));
   for (const [id, act] of Object.entries(ACTS)) byId(id).addEventListener("click", act);

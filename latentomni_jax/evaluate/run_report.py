@@ -109,6 +109,7 @@ def _given(line: dict[str, Any], explored: int | None) -> dict[str, Any]:
     if "error" in line:
         return {"outcome": "failed", "error": cut(line["error"]), "choices": [], "explored": None}
     prompt = sum(line["prompt_tokens"].values())
+    cut_off = "" if line["finished"] else " (cut off by the limit)"
     return {
         "outcome": outcome(line),
         "answer": line["answer"],
@@ -116,8 +117,8 @@ def _given(line: dict[str, Any], explored: int | None) -> dict[str, Any]:
         "rule": line["rule"],
         "choices": [cut(choice) for choice in line["choices"]],
         "text": cut(line["text"]),
-        "tokens": f"{line['tokens']}{'' if line['finished'] else ' (cut off by the limit)'}, of them "
-        f"{line['latent_steps']} in {line['latent_blocks']} latent blocks; {prompt} in the prompt",
+        "tokens": f"{line['tokens']}{cut_off}, of them {line['latent_steps']} in "
+        f"{line['latent_blocks']} latent blocks; {prompt} in the prompt",
         "explored": explored,
     }
 

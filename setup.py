@@ -43,9 +43,10 @@ INSTRUCT = [  # trajectories made by asking model servers
     "jsonschema>=4.20",
 ]
 REPORT = ["matplotlib>=3.8"]
+APP = [*REPORT, "gradio>=6.31"]
 TEST = [
     *INSTRUCT,
-    *REPORT,
+    *APP,
     "pytest>=8.0",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
@@ -69,7 +70,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["latentomni_jax*", "data_pipeline*", "pallas_kernels*"]),
-    package_data={"data_pipeline.instruct": ["prompts/*.md", "*.html"]},
+    package_data={
+        "data_pipeline.instruct": ["prompts/*.md", "*.html"],
+        "latentomni_jax.evaluate": ["report.html", "report.js"],
+    },
     install_requires=CORE,
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
@@ -77,6 +81,7 @@ setup(
         "data": DATA,
         "instruct": INSTRUCT,
         "report": REPORT,
+        "app": APP,
         "test": TEST,
         "dev": [*TEST, "ruff>=0.8", "pyright>=1.1.390", "codespell>=2.3"],
     },

@@ -27,6 +27,8 @@ VERBS = {
     "aot": "compile a config's programs for a TPU topology: memory, traffic, verdict",
     "attention": "answer a question, and show where the model looked",
     "probe": "change a model's latents and see what becomes of its answers",
+    "report": "write one page about runs of eval, to look at and to look inside",
+    "app": "ask about clips of your own, in a browser on this machine",
     "doctor": "check this machine: versions, devices, codecs",
 }
 HELP = """\

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,17 +18,19 @@ from latentomni_jax.evaluate.answers import Score
 from latentomni_jax.evaluate.study import Row
 from latentomni_jax.layout import Clip, InputError, MediaSpec
 
-_WIDTH = 9.0  # inches
+WIDTH = 9.0  # inches
 _RATE = MediaSpec.sampling_rate  # of every clip that is read
 _SILENCE = 1e-14  # has no logarithm: power per hertz that is drawn darkest
-_COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#718096")
+COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#718096")
 
 
 def to_uri(figure: Any) -> str:
     """A figure, closed, as a data URI."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    _pyplot().close(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks
+        figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    pyplot().close(figure)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -38,8 +41,8 @@ def to_bytes(uri: str) -> bytes:
 
 def film(clip: Clip, cited: Sequence[tuple[float, float]] = ()) -> str:
     """A clip's frames above the spectrogram of its sound, on one clock, `cited` framed."""
-    figure, axes = _pyplot().subplots(
-        2, 1, figsize=(_WIDTH, 3.2), sharex=True, gridspec_kw={"height_ratios": [1, 1]}
+    figure, axes = pyplot().subplots(
+        2, 1, figsize=(WIDTH, 3.2), sharex=True, gridspec_kw={"height_ratios": [1, 1]}
     )
     _draw_clip(axes, clip)
     for start, end in cited:
@@ -65,8 +68,8 @@ def attention_over_clip(
     """
     num_audio = len(weights[0]) - num_visual
     names = [f"v{i + 1}" for i in range(num_visual)] + [f"a{i + 1}" for i in range(num_audio)]
-    figure, axes = _pyplot().subplots(
-        4, 1, figsize=(_WIDTH, 6.4), sharex=True, gridspec_kw={"height_ratios": [1, 0.8, 2, 2]}
+    figure, axes = pyplot().subplots(
+        4, 1, figsize=(WIDTH, 6.4), sharex=True, gridspec_kw={"height_ratios": [1, 0.8, 2, 2]}
     )
     _draw_clip(axes[:2], clip)
     for axis, cells, title in zip(axes[2:], weights, ("frames", "sound"), strict=True):
@@ -86,12 +89,12 @@ def attention_over_clip(
 
 def loss_curves(stages: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     """Every loss of every stage over its steps; `stages` are lines of `metrics.jsonl`."""
-    figure, axes = _pyplot().subplots(
-        1, len(stages), figsize=(_WIDTH, 2.8), squeeze=False, layout="constrained"
+    figure, axes = pyplot().subplots(
+        1, len(stages), figsize=(WIDTH, 2.8), squeeze=False, layout="constrained"
     )
     for axis, (name, lines) in zip(axes[0], stages.items(), strict=True):
         steps = [line["step"] + 1 for line in lines]
-        for colour, kind in zip(_COLOURS, ("text", "latent", "sync"), strict=False):
+        for colour, kind in zip(COLOURS, ("text", "latent", "sync"), strict=False):
             values = [line[f"loss/{kind}"] for line in lines]
             if any(values):
                 axis.plot(steps, values, color=colour, linewidth=1, label=kind)
@@ -104,13 +107,13 @@ def loss_curves(stages: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 def accuracies(scores: Mapping[str, Mapping[str, Score]], chance: float) -> str:
     """Bars by type of question, a colour for each of `scores` (what the model was given)."""
     types = list(next(iter(scores.values())))
-    figure, axis = _pyplot().subplots(figsize=(_WIDTH, 3.0), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(WIDTH, 3.0), layout="constrained")
     wide = 0.8 / len(scores)
     for i, (name, by_type) in enumerate(scores.items()):
         asked = [place for place, type in enumerate(types) if type in by_type]
         values = [100 * by_type[types[place]].accuracy for place in asked]
         places = np.array(asked) + (i - (len(scores) - 1) / 2) * wide
-        bars = axis.bar(places, values, wide, label=name, color=_COLOURS[i % len(_COLOURS)])
+        bars = axis.bar(places, values, wide, label=name, color=COLOURS[i % len(COLOURS)])
         axis.bar_label(bars, fmt="%.0f", fontsize=7)
     axis.axhline(100 * chance, color="black", linewidth=1, linestyle="--", label="chance")
     axis.set_xticks(range(len(types)), types)
@@ -121,13 +124,11 @@ def accuracies(scores: Mapping[str, Mapping[str, Score]], chance: float) -> str:
 
 def study_rows(rows: Sequence[Row], chance: float) -> str:
     """Accuracy of every row of a study: a dot for each seed, a line for their mean."""
-    figure, axis = _pyplot().subplots(
-        figsize=(_WIDTH, 0.8 + 0.28 * len(rows)), layout="constrained"
-    )
+    figure, axis = pyplot().subplots(figsize=(WIDTH, 0.8 + 0.28 * len(rows)), layout="constrained")
     for place, row in enumerate(rows):
         values = [100 * accuracy for accuracy in row.accuracies]
-        axis.plot(values, [place] * len(values), "o", color=_COLOURS[0], alpha=0.6)
-        axis.plot([100 * row.mean] * 2, [place - 0.3, place + 0.3], color=_COLOURS[1], linewidth=2)
+        axis.plot(values, [place] * len(values), "o", color=COLOURS[0], alpha=0.6)
+        axis.plot([100 * row.mean] * 2, [place - 0.3, place + 0.3], color=COLOURS[1], linewidth=2)
     axis.axvline(100 * chance, color="black", linewidth=1, linestyle="--", label="chance")
     axis.set_yticks(range(len(rows)), [row.name for row in rows])
     axis.invert_yaxis()
@@ -135,6 +136,20 @@ def study_rows(rows: Sequence[Row], chance: float) -> str:
     axis.grid(alpha=0.3, axis="x")
     axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1))
     return to_uri(figure)
+
+
+def pyplot() -> Any:
+    """matplotlib's, drawing without a screen. Raises InputError where it is not installed."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise InputError(
+            "pictures need matplotlib: pip install 'latentomni_jax[report]'"
+        ) from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 # ------------------------------------------------------------------------- details
@@ -156,16 +171,3 @@ def _draw_clip(axes: Sequence[Any], clip: Clip) -> None:
         sound.imshow(decibel, origin="lower", aspect="auto", extent=extent)
         sound.set_ylim(0, 4000)
     sound.set(xlim=(0, seconds), ylabel="heard, Hz")
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise InputError(
-            "pictures need matplotlib: pip install 'latentomni_jax[report]'"
-        ) from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot

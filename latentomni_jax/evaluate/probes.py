@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
 from data_pipeline.trajectories import Trajectory
 from latentomni_jax.evaluate.answers import Scored, answer_all
+from latentomni_jax.evaluate.scores import mcnemar
 from latentomni_jax.layout import InputError, LatentSpec
 from latentomni_jax.model import LatentOmni
 
@@ -54,7 +54,6 @@ class Probe:
     def of(cls, name: str, answers: Sequence[Scored], own: Sequence[Scored]) -> Probe:
         gained = sum(a.is_right and not b.is_right for a, b in zip(answers, own, strict=True))
         lost = sum(b.is_right and not a.is_right for a, b in zip(answers, own, strict=True))
-        changed = gained + lost
         return cls(
             name,
             sum(a.is_right for a in answers),
@@ -63,7 +62,7 @@ class Probe:
             sum(len(a.generation.latents) for a in answers) / max(len(answers), 1),
             gained,
             lost,
-            float(scipy.stats.binomtest(gained, changed).pvalue) if changed else 1.0,
+            mcnemar(gained, lost),
         )
 
 

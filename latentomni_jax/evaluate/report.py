@@ -23,7 +23,7 @@ from latentomni_jax.media.extract import extract_answer
 from latentomni_jax.media.video import read_clip
 from latentomni_jax.model import Generation, LatentOmni
 
-_STYLE = """
+STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
        color: #1a202c; background: #fff; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #e2e8f0; }
@@ -66,7 +66,7 @@ def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<link rel="icon" href="data:,"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n{body}</body></html>\n"
+        f"<style>{STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n{body}</body></html>\n"
     )
 
 

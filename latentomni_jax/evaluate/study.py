@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import scipy.stats
 
 from data_pipeline.shards import write_text
 from latentomni_jax.evaluate.answers import Scored, by_type
+from latentomni_jax.evaluate.scores import mcnemar
 from latentomni_jax.layout import InputError
 
 
@@ -185,9 +185,7 @@ def compare(results: Sequence[RunResult], reference: str) -> list[Row]:
                 float(one.mean() - other.mean()) if pairs else None,
                 gained,
                 lost,
-                float(scipy.stats.binomtest(gained, gained + lost).pvalue)
-                if gained + lost
-                else 1.0,
+                mcnemar(gained, lost),
             )
         )
     return rows

@@ -6,11 +6,12 @@ import argparse
 import pathlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from latentomni_jax.commands.decoding import add_decoding_arguments
 from latentomni_jax.evaluate import generate
@@ -72,7 +73,6 @@ def answer_file(
     media: dict[str, Any] | None = None,
     identity: dict[str, Any] | None = None,
     cost: Counter[str] | None = None,
-    ready: Callable[[LatentOmni], None] = lambda model: None,
 ) -> int | None:
     """Answers all questions that are not answered in `out`.
 
@@ -82,7 +82,6 @@ def answer_file(
       media: fields of the model's `MediaSpec` that are others.
       identity: what answers depend on beside what `generate.identity` tells.
       cost: see `generate.generate`.
-      ready: called with the model when it is loaded.
 
     Returns:
       None where `out` is complete, else the exit code.
@@ -107,16 +106,9 @@ def answer_file(
     mine = range(process, len(windows), processes)
     done = all(map(parts.is_done, mine))
     if args.pod or not done:  # hosts of a pod load together
-        model = LatentOmni.from_pretrained(
-            args.model,
-            dtype=args.dtype and jnp.dtype(args.dtype),
-            weights=args.weights,
-            mesh=mesh if mesh.size > 1 else None,
-        )
-        model = model.with_latent(**slots).with_media(**(media or {}))
+        model = load(args, latent, media or {}, mesh)
         if args.pod:
             jax.distributed.shutdown()  # or JAX would end all hosts where one dies
-        ready(model)
         with StopSignal("finishing the questions in hand", alone=True) as stop:
             done = generate.generate(
                 model, windows, asking, parts, mine, stop=stop.is_asked, cost=cost
@@ -129,6 +121,20 @@ def answer_file(
         return 3
     print(f"all of process {process} is done; {count}, which are of others", file=sys.stderr)
     return 0
+
+
+def load(
+    args: argparse.Namespace, latent: LatentSpec, media: dict[str, Any], mesh: Mesh | None = None
+) -> LatentOmni:
+    """The model that the arguments name, with the latent slots and the media fields asked for."""
+    model = LatentOmni.from_pretrained(
+        args.model,
+        dtype=args.dtype and jnp.dtype(args.dtype),
+        weights=args.weights,
+        mesh=mesh if mesh is not None and mesh.size > 1 else None,
+    )
+    slots = {"num_visual": latent.num_visual, "num_audio": latent.num_audio}
+    return model.with_latent(**slots).with_media(**media)
 
 
 def _place(args: argparse.Namespace) -> tuple[int, int]:

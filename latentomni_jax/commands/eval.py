@@ -10,23 +10,28 @@ import pathlib
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import tqdm
 
 from data_pipeline.shards import write_text
 from data_pipeline.trajectories import DataProblem, Trajectory
-from latentomni_jax.commands.asking import add_asking_arguments, answer_file
+from latentomni_jax.commands.asking import add_asking_arguments, answer_file, load
 from latentomni_jax.commands.decoding import decoding_options
 from latentomni_jax.evaluate import benchmarks
+from latentomni_jax.evaluate.answers import Style, prompt_of, score
 from latentomni_jax.evaluate.benchmarks.base import Benchmark, Reading, counts, shuffled
 from latentomni_jax.evaluate.clips import FeatureStore
-from latentomni_jax.evaluate.generate import Asking, digest_of_model
+from latentomni_jax.evaluate.explore import explored, write_explored
+from latentomni_jax.evaluate.generate import Asking, Question, digest_of_model, seed_of
+from latentomni_jax.evaluate.runs import ANSWERS, COST, EXPLORE, SCORES
 from latentomni_jax.evaluate.scores import scores
-from latentomni_jax.layout import InputError
+from latentomni_jax.layout import InputError, LatentSpec
+from latentomni_jax.media.video import read_clip
 from latentomni_jax.weights.specs import read_specs
 
-ANSWERS, SCORES, COST = "answers.jsonl", "scores.json", "cost.json"
 _SHOWN = 5  # questions without an answer that are named at the end
 EPILOG = """\
 examples:
@@ -45,7 +50,8 @@ examples:
   the same questions with their options in another order (position bias):
     latentomni eval ... --shuffle-options 1 --out runs/daily-shuffled
 
-  look at both runs:
+  with ten answers to look into, and both runs on a page:
+    latentomni eval ... --out runs/daily --explore 10
     latentomni report runs/daily-own runs/daily
 
 A style is a fixed way of asking: system turn, prompt, order of text and video, clock, decoding
@@ -99,6 +105,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--features", type=pathlib.Path, metavar="DIR",
         help="keep features of clips here, and take what is there (72 MB for a clip of 10,000 "
         "tokens of a 7B)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--explore", type=int, default=0, metavar="N",
+        help="ask N of the questions once more, on one device, and keep where the model looked "
+        "(default %(default)s)",
     )  # fmt: skip
     media = parser.add_argument_group("clips (default: the style's, then the checkpoint's)")
     media.add_argument("--clock", choices=("true", "nominal"), help="see answer --help")
@@ -169,6 +180,7 @@ def run(args: argparse.Namespace) -> int:
         "published": dict(benchmark.published),
     }  # fmt: skip
     write_text(args.out / SCORES, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    _explore(args, questions, lines, asking, latent)
     return _tell(args.out, told, lines)
 
 
@@ -184,7 +196,7 @@ def listed(benchmark: Benchmark, reading: Reading) -> str:
     return "\n".join(out)
 
 
-def _style(args: argparse.Namespace, benchmark: Benchmark):
+def _style(args: argparse.Namespace, benchmark: Benchmark) -> Style:
     if args.style not in benchmark.styles:
         known = ", ".join(benchmark.styles)
         raise InputError(f"--style {args.style}: {benchmark.title} has {known}")
@@ -193,6 +205,43 @@ def _style(args: argparse.Namespace, benchmark: Benchmark):
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     media = {**style.media, **given}
     return dataclasses.replace(style, media=media, clock=args.clock or style.clock)
+
+
+def _explore(
+    args: argparse.Namespace,
+    questions: Sequence[Question],
+    lines: Sequence[dict[str, Any]],
+    asking: Asking,
+    latent: LatentSpec,
+) -> None:
+    """Writes what some answers looked at: with latents where there are such, all over the file."""
+    said = [place for place, line in enumerate(lines) if "error" not in line]
+    reasoned = [place for place in said if lines[place]["latent_blocks"]] or said
+    count = min(args.explore, len(reasoned))
+    taken = [reasoned[i * len(reasoned) // count] for i in range(count)]
+    folder = args.out / EXPLORE
+    todo = {number: place for number, place in enumerate(taken)
+            if not (folder / f"{number:05d}.json").is_file()}  # fmt: skip
+    if not todo:
+        return
+    style = asking.style
+    model = load(args, latent, dict(style.media))
+    for number, place in tqdm.tqdm(todo.items(), unit="answer", desc="explore"):
+        question, line = questions[place], lines[place]
+        assert isinstance(question, Trajectory)
+        path = asking.root / str(question.path)
+        clip = read_clip(path, model.media, video=question.kind != "audio")
+        prompt = prompt_of(model, question, asking.root, view=asking.view, style=style)
+        generation = model.generate(
+            [prompt], clock=style.clock, seeds=[seed_of(asking.seed, question.id)],
+            **{**style.options, **asking.options},
+        )[0]  # fmt: skip
+        one = explored(model, question, prompt, generation, path, clip, clock=style.clock)
+        scored = score(question, generation, style)
+        one |= {"answer": scored.given, "expected": scored.expected, "right": scored.is_right}
+        if generation.text != line["text"]:
+            print(f"{question.id}: answered otherwise alone than in its batch", file=sys.stderr)
+        write_explored(folder, number, one)
 
 
 def _told(benchmark: Benchmark, question: Trajectory) -> dict[str, Any]:

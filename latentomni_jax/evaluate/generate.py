@@ -213,7 +213,7 @@ def answer_window(
         rows, seconds = [asked[place] for place in places], {}
         generations = model.generate(
             [row.prompt for row in rows],
-            seeds=[_seed(asking.seed, row.question.id) for row in rows],
+            seeds=[seed_of(asking.seed, row.question.id) for row in rows],
             clock=asking.style.clock,
             timings=None if cost is None else seconds,
             **{**asking.style.options, **asking.options},
@@ -268,7 +268,7 @@ def _answered(
     }
 
 
-def _seed(seed: int, id: str) -> int:
+def seed_of(seed: int, id: str) -> int:
     """A question's own: the same wherever it stands, and however many others there are."""
     text = f"{seed} {id}".encode("utf-8", "surrogatepass")  # JSON has half surrogate pairs
     return int.from_bytes(hashlib.sha256(text).digest()[:4])

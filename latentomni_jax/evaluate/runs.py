@@ -15,55 +15,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from latentomni_jax.evaluate.scores import Tally
 from latentomni_jax.layout import InputError
 
 SCORES, COST, ANSWERS, EXPLORE = "scores.json", "cost.json", "answers.jsonl", "explore"
 Outcome = Literal["right", "wrong", "unparsed", "failed"]
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class Tally:
-    """How a set of questions was answered.
-
-    Attributes:
-      total: answered + unparsed + failed. right: of the answered.
-      accuracy: right / total; accuracy_answered: right / answered, None without any.
-      interval, interval_answered: their 95 % bootstrap intervals, (low, high).
-    """
-
-    total: int
-    answered: int
-    unparsed: int
-    failed: int
-    right: int
-    accuracy: float
-    interval: tuple[float, float]
-    accuracy_answered: float | None
-    interval_answered: tuple[float, float] | None
-
-    @classmethod
-    def of(cls, taken: dict[str, Any]) -> Tally:
-        """From its object in scores.json. Raises KeyError, TypeError, ValueError."""
-        intervals = {
-            name: None if taken[name] is None else _interval(taken[name])
-            for name in ("interval", "interval_answered")
-        }
-        tally = cls(
-            **{field.name: taken[field.name] for field in dataclasses.fields(cls)} | intervals
-        )
-        parts = (tally.answered, tally.unparsed, tally.failed)
-        if (
-            min(*parts, tally.right) < 0
-            or sum(parts) != tally.total
-            or tally.right > tally.answered
-        ):
-            raise ValueError(f"counts that do not add up: {taken}")
-        shares = [(tally.accuracy, tally.total), (tally.accuracy_answered, tally.answered)]
-        for share, count in shares:
-            if share is not None and abs(share - tally.right / max(count, 1)) > 1e-6:
-                raise ValueError(f"an accuracy that is not right / {count}: {taken}")
-        return tally
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,19 +79,6 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return [_read_run(path, name) for path, name in zip(paths, names, strict=True)]
 
 
-def read_explored(path: Path) -> dict[str, Any]:
-    """A question to look into. Raises InputError where the file is none."""
-
-    def check(taken: dict[str, Any]) -> dict[str, Any]:
-        missing = {"id", "video", "question", "choices", "expected", "answer", "right", "duration",
-                   "frames", "cells", "pieces", "blocks", "layers"} - taken.keys()  # fmt: skip
-        if missing:
-            raise ValueError(f"without {', '.join(sorted(missing))}")
-        return taken
-
-    return _read(path, check)
-
-
 def outcome(line: dict[str, Any]) -> Outcome:
     """What became of the question of a line of answers."""
     if "error" in line:
@@ -177,9 +121,9 @@ def _scores(taken: dict[str, Any]) -> dict[str, Any]:
     names = {name: _text(taken[name]) for name in ("benchmark", "title", "style", "model")}
     return names | {
         "options": dict(taken["options"]),
-        "overall": Tally.of(taken["overall"]),
+        "overall": _tally(taken["overall"]),
         "axes": {
-            axis: {value: Tally.of(tally) for value, tally in by_value.items()}
+            axis: {value: _tally(tally) for value, tally in by_value.items()}
             for axis, by_value in taken["axes"].items()
         },
         "rules": {rule: int(count) for rule, count in taken["rules"].items()},
@@ -254,6 +198,23 @@ def _text(value: Any, *others: type) -> Any:
     if not isinstance(value, (str, *others)):
         raise TypeError(f"{value!r:.40} is no text")
     return value
+
+
+def _tally(taken: dict[str, Any]) -> Tally:
+    """From its object in scores.json. Raises KeyError, TypeError, ValueError."""
+    intervals = {
+        name: None if taken[name] is None else _interval(taken[name])
+        for name in ("interval", "interval_answered")
+    }
+    tally = Tally(**{field.name: taken[field.name] for field in dataclasses.fields(Tally)} | intervals)
+    parts = (tally.answered, tally.unparsed, tally.failed)
+    if min(*parts, tally.right) < 0 or sum(parts) != tally.total or tally.right > tally.answered:
+        raise ValueError(f"counts that do not add up: {taken}")
+    shares = [(tally.accuracy, tally.total), (tally.accuracy_answered, tally.answered)]
+    for share, count in shares:
+        if share is not None and abs(share - tally.right / max(count, 1)) > 1e-6:
+            raise ValueError(f"an accuracy that is not right / {count}: {taken}")
+    return tally
 
 
 def _interval(pair: Any) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Scores of a benchmark from its lines of answers, and the comparison of two runs.
+"""Scores of a benchmark from its lines of answers, and whether two sides differ.
 
 A question that got no answer is counted in one of two ways by those who publish numbers: as wrong,
 or not at all. Every score here has both, and the counts to tell them apart. Intervals come from
@@ -131,14 +131,3 @@ def mcnemar(gained: int, lost: int) -> float:
     """
     changed = gained + lost
     return float(scipy.stats.binomtest(gained, changed).pvalue) if changed else 1.0
-
-
-def compare(lines: Sequence[Line], others: Sequence[Line]) -> tuple[int, int, float]:
-    """Questions by id that only `lines`, only `others` has right, and `mcnemar` of them. Questions
-    that only one of the two has do not count."""
-    mine = {line["id"]: bool(line.get("right")) for line in lines}
-    theirs = {line["id"]: bool(line.get("right")) for line in others}
-    both = mine.keys() & theirs.keys()
-    gained = sum(mine[id] and not theirs[id] for id in both)
-    lost = sum(theirs[id] and not mine[id] for id in both)
-    return gained, lost, mcnemar(gained, lost)

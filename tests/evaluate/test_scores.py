@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from statsmodels.stats.contingency_tables import mcnemar as of_statsmodels
 
-from latentomni_jax.evaluate.scores import Tally, by_axis, compare, interval, mcnemar, scores
+from latentomni_jax.evaluate.scores import Tally, by_axis, interval, mcnemar, scores
 
 
 def line(number, right=False, *, video=None, answer="A", **axes):
@@ -99,9 +99,3 @@ def test_letters_given_and_expected_are_counted():
 def test_mcnemar_is_the_exact_one(gained, lost):
     expected = of_statsmodels([[5, gained], [lost, 7]], exact=True).pvalue
     assert mcnemar(gained, lost) == pytest.approx(1.0 if gained + lost == 0 else expected)
-
-
-def test_runs_are_compared_on_what_both_have():
-    mine = [line(1, True), line(2, True), line(3), line(9, True)]
-    theirs = [line(1), line(2, True), line(3, True), failed(8)]
-    assert compare(mine, theirs) == (1, 1, 1.0)

@@ -118,6 +118,8 @@ GOLDEN = [
     ("BAB-BA", "Answer: B, not A"),
     ("B-B-BA", "答案是B不是A"),
     ("B-A-AB", "选项A是错误的，选B"),
+    ("B-A-AB", "选项A是错误的，选项B是对的"),
+    ("-AA-AA", "Answer: A is wrong."),
     ("----A-", "(a) and (b) are wrong"),
     ("-CC-CC", "C cannot be right"),
     ("--A-AB", "not A or B"),

@@ -1,4 +1,4 @@
-r"""LVOmniBench (github.com/KD-TAO/LVOmniBench, 41b843c): 1,014 questions about 275 long videos.
+"""LVOmniBench (github.com/KD-TAO/LVOmniBench, 41b843c): 1,014 questions about 275 long videos.
 
 Annotations: `data.json`, a list of questions. Some exports name the right letter `answer`, and some
 have the options as one text: a list as Python or JSON writes it, or options one after the other,

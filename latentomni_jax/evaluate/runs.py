@@ -206,7 +206,9 @@ def _tally(taken: dict[str, Any]) -> Tally:
         name: None if taken[name] is None else _interval(taken[name])
         for name in ("interval", "interval_answered")
     }
-    tally = Tally(**{field.name: taken[field.name] for field in dataclasses.fields(Tally)} | intervals)
+    tally = Tally(
+        **{field.name: taken[field.name] for field in dataclasses.fields(Tally)} | intervals
+    )
     parts = (tally.answered, tally.unparsed, tally.failed)
     if min(*parts, tally.right) < 0 or sum(parts) != tally.total or tally.right > tally.answered:
         raise ValueError(f"counts that do not add up: {taken}")

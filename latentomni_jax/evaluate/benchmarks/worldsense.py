@@ -36,6 +36,12 @@ _DURATIONS = ("<1min", "1-2min", "2-4min", "4-6min", "6-8min", ">8min")
 _TASK = re.compile(r"task\d+")
 _COLUMNS = {"video", "question", "candidates", "answer"}
 _LISTS = ("candidates", "audio_class")  # columns of lists, written as Python writes them
+_AREA = 28 * 28  # pixels of a token
+_PIXELS = {  # of the kit's entry for Qwen2.5-Omni
+    "video_min_pixels": 128 * _AREA,
+    "video_max_pixels": 768 * _AREA,
+    "total_pixels": 24_576 * _AREA,
+}
 _LEAD_INS = (
     "The best answer is",
     "The correct answer is",
@@ -136,7 +142,13 @@ BENCHMARK = Benchmark(
     axes=("task_domain", "task_type", "domain", "audio_class", "duration"),
     styles={
         # How many tokens the authors allow is not documented; a letter takes one.
-        "own": Style(ask=ask, extract=extract, clock="nominal", options={"temperature": 0.0}),
+        "own": Style(
+            ask=ask,
+            extract=extract,
+            clock="nominal",
+            options={"temperature": 0.0},
+            media=_PIXELS,
+        ),
         "boxed": BOXED,
     },
     published={

@@ -45,12 +45,13 @@ class Tally:
     @classmethod
     def of(cls, taken: dict[str, Any]) -> Tally:
         """From its object in scores.json. Raises KeyError, TypeError, ValueError."""
-        intervals = {
-            name: None if taken[name] is None else _interval(taken[name])
-            for name in ("interval", "interval_answered")
-        }
+        answered = taken["interval_answered"]
         tally = cls(
-            **{field.name: taken[field.name] for field in dataclasses.fields(cls)} | intervals
+            *(taken[name] for name in ("total", "answered", "unparsed", "failed", "right")),
+            accuracy=taken["accuracy"],
+            interval=_interval(taken["interval"]),
+            accuracy_answered=taken["accuracy_answered"],
+            interval_answered=None if answered is None else _interval(answered),
         )
         parts = (tally.answered, tally.unparsed, tally.failed)
         if (

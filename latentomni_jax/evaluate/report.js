@@ -44,6 +44,7 @@ async function look(number) {
     one.kind === "latent" ? `latent block ${one.block + 1}` : one.text || "(nothing)")));
   const first = item.pieces.findIndex((one) => one.kind === "latent");
   choose(Math.max(first, 0));
+  byId("explorer").hidden = false;
 }
 function bytes(text) {
   const letters = atob(text), found = new Uint8Array(letters.length);
@@ -70,6 +71,10 @@ function show() {
     if (mine !== video) return;
     told.hidden = false;
     told.textContent = `The clip cannot be played: ${item.video}`;
+    byId("play").disabled = true;
+    video = null;  // time is then what the bars are clicked for
+    mine.remove();
+    draw();
   });
   const follow = () => {
     if (mine !== video) return;
@@ -228,7 +233,6 @@ function beginExplorer() {
     event.preventDefault();
     ACTS[act]();
   });
-  explorer.hidden = false;
   look(0);
 }
 

@@ -227,6 +227,19 @@ def test_hostile_texts_are_shown_and_do_nothing(tmp_path):
         assert tab.ask("typeof taken") == "undefined"
 
 
+def test_a_clip_that_is_linked_plays(tmp_path):
+    runs = make_two(tmp_path)
+    (tmp_path / "profile").mkdir()
+    write_report(runs, tmp_path / "pages" / "report.html", "link")
+    with browser(tmp_path / "profile") as tab:
+        tab.open((tmp_path / "pages" / "report.html").as_uri())
+        tab.wait("video !== null && video.readyState >= 2")
+        assert tab.ask("video.currentSrc").endswith("/a%20clip%20%231.mp4")
+        tab.click("#play")
+        tab.wait("video.currentTime > 0.2")
+        assert not tab.errors
+
+
 def test_a_clip_without_pictures_or_without_a_file(tmp_path):
     explored = make_explored(tmp_path / "gone.mp4", "q1")
     for block in explored["blocks"]:
@@ -244,6 +257,8 @@ def test_a_clip_without_pictures_or_without_a_file(tmp_path):
             tab.ask("choose(3, 1); undefined")
             assert abs(bright(tab, "#heard canvas")[0] - 3.5 / 8) < 0.01
             assert bright(tab, "#map") is None
+            tab.ask("seek(3)")
+            assert tab.ask("[now(), byId('heard').querySelector('i').style.left]") == [3, "75%"]
             assert all("ERR_FILE_NOT_FOUND" in error for error in tab.errors)
 
 

@@ -292,11 +292,9 @@ def test_twelve_hundred_questions_open_at_once(tmp_path):
     assert out.stat().st_size < 20e6
     (tmp_path / "profile").mkdir()
     with browser(tmp_path / "profile") as tab:
-        tab.open("about:blank")
-        started = time.monotonic()
         tab.open(out.as_uri())
         tab.wait("item !== null && document.querySelectorAll('.question').length === 50")
-        seconds = time.monotonic() - started
+        seconds = tab.ask("performance.now()") / 1000  # since the page began to open
         started = time.monotonic()
         assert choose(tab, "search", "event 1199", "input") == 1
         searching = time.monotonic() - started

@@ -19,9 +19,11 @@ from typing import Any
 
 from data_pipeline.trajectories import Trajectory
 from latentomni_jax.evaluate import explorer, run_report
-from latentomni_jax.evaluate.runs import read_explored, read_runs
+from latentomni_jax.evaluate.answers import prompt_of
+from latentomni_jax.evaluate.explore import read_explored
+from latentomni_jax.evaluate.runs import read_runs
 from latentomni_jax.layout import InputError
-from latentomni_jax.media.processor import LETTERS, build_prompt, clip_part
+from latentomni_jax.media.processor import LETTERS, clip_part
 from latentomni_jax.media.video import read_clip
 from latentomni_jax.model import LatentOmni
 
@@ -43,13 +45,14 @@ def asker(model: LatentOmni, **options: Any) -> Ask:
 
     def ask(path: Path, text: str, choices: Sequence[str], latents: str) -> dict[str, Any]:
         clip = read_clip(path, model.media)
-        part = clip_part(clip, model.media)
-        prompt = build_prompt(model.tokenizer, text, [part], choices=choices)
-        generation = model.generate([prompt], **options | {"latents": latents})[0]
         kind = "audio" if clip.frames is None else "video"
         question = Trajectory(
             id="asked", question=text, answer="", kind=kind, path=str(path), choices=tuple(choices)
         )
+        part = clip_part(clip, model.media)
+        prompt = prompt_of(model, question, path.parent, read=lambda path, kind: part)
+        how: dict[str, Any] = options | {"latents": latents}
+        generation = model.generate([prompt], **how)[0]
         return explored(model, question, prompt, generation, path, clip)
 
     return ask
@@ -64,7 +67,9 @@ class Shelf:
         self._count = 0
 
     def address(self, clip: Path) -> str:
-        """The address of a clip, which can be asked for from now on."""
+        """The address of a clip, which can be asked for from now on. Raises InputError where the
+        file is none."""
+        explorer.kind_of(clip)
         if clip not in self.clips:
             self.clips.append(clip)
         return f"/clips/{self.clips.index(clip)}"
@@ -80,7 +85,7 @@ class Shelf:
     def answer(self, item: dict[str, Any]) -> str:
         """Keeps the page of an answer. Returns its address."""
         url = self.address(Path(item["video"]))
-        return self.put(explorer.page("Answer", "", [("", explorer.with_url(item, url))]))
+        return self.put(explorer.page("Answer", "", [("", item, url)]))
 
 
 def serve(
@@ -104,15 +109,15 @@ def serve(
     shelf = Shelf()
     told = None if run is None else shelf.put(_run_page(run, shelf))
     with tempfile.TemporaryDirectory(prefix="latentomni-app-") as uploads, socket.socket() as door:
-        gradio = _gradio(uploads)
-        import uvicorn
-
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             door.bind((HOST, port))
             door.listen()
         except (OSError, OverflowError) as error:
             raise InputError(f"--port {port} cannot be had ({error}); name another") from error
+        gradio = _gradio(uploads)
+        import uvicorn
+
         app = _app(gradio, load(), title, shelf, told, latents)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # or uploads would stay
         print(f"http://{HOST}:{door.getsockname()[1]}  (Ctrl-C ends)", flush=True)
@@ -159,7 +164,7 @@ def _app(gradio: Any, ask: Ask, title: str, shelf: Shelf, run: str | None, chose
     with gradio.Blocks(title=title, analytics_enabled=False) as form:
         gradio.Markdown(f"# {html.escape(title)}")
         with gradio.Tab("Ask about a clip"):
-            path = gradio.File(label="Clip", file_types=["video", "audio"], type="filepath")
+            path = gradio.File(label="Clip", file_types=[*explorer.KINDS], type="filepath")
             question = gradio.Textbox(label="Question", max_length=explorer.LONGEST)
             choices = gradio.Textbox(label="Options, one a line (or none)", lines=4)
             latents = gradio.Radio(LATENTS, value=chosen, label="Latent blocks")
@@ -182,6 +187,7 @@ def _checked(path: str | None, question: str, choices: str) -> tuple[Path, str, 
     """What a question needs. Raises InputError."""
     if path is None:
         raise InputError("choose a clip first: a video or a recording")
+    explorer.kind_of(Path(path))  # before the minutes that an answer may take
     if not question.strip():
         raise InputError("write a question first")
     options = [line.strip() for line in choices.splitlines() if line.strip()]

@@ -21,9 +21,16 @@ function make(tag, attributes, ...children) {
 
 let item = null, video = null, still = 0, piece = 0, slot = -1;  // slot -1: the mean of a block's
 let maps = [], seen = [], heard = [];  // of all blocks; of the chosen latent
+let looking = 0;
 
-function look(number) {
-  item = parsed(`explored-${number}`);
+async function look(number) {
+  looking = number;
+  const packed = new Blob([bytes(byId(`explored-${number}`).textContent)]).stream();
+  const unpacked = await new Response(packed.pipeThrough(new DecompressionStream("gzip"))).json();
+  if (looking !== number) return;  // another was chosen meanwhile
+  item = unpacked;
+  const [, clip] = data.explored[number];
+  item.url = clip === null ? null : parsed(`clip-${clip}`);
   maps = item.blocks.map((block) => ({ seen: bytes(block.seen), heard: bytes(block.heard) }));
   byId("looked").value = number;
   byId("asked").textContent = item.question;
@@ -37,8 +44,13 @@ function look(number) {
     one.kind === "latent" ? `latent block ${one.block + 1}` : one.text || "(nothing)")));
   const first = item.pieces.findIndex((one) => one.kind === "latent");
   choose(Math.max(first, 0));
+  byId("explorer").hidden = false;
 }
-const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+function bytes(text) {
+  const letters = atob(text), found = new Uint8Array(letters.length);
+  for (let i = 0; i < letters.length; i++) found[i] = letters.charCodeAt(i);  // millions of them
+  return found;
+}
 
 function show() {
   still = 0;
@@ -59,6 +71,10 @@ function show() {
     if (mine !== video) return;
     told.hidden = false;
     told.textContent = `The clip cannot be played: ${item.video}`;
+    byId("play").disabled = true;
+    video = null;  // time is then what the bars are clicked for
+    mine.remove();
+    draw();
   });
   const follow = () => {
     if (mine !== video) return;
@@ -140,7 +156,7 @@ function draw() {
     const cells = new ImageData(width, height);
     for (let i = 0; i < height * width; i++) {
       const x = seen[start + i] / peak;
-      cells.data.set([...colour(x), Math.round(200 * Math.sqrt(x))], 4 * i);
+      cells.data.set([...colour(x), Math.round(200 * x)], 4 * i);
     }
     const small = make("canvas", { width, height });
     small.getContext("2d").putImageData(cells, 0, 0);
@@ -197,8 +213,8 @@ const KEYS = { ArrowLeft: "back", ArrowRight: "on", ArrowUp: "up", ArrowDown: "d
 function beginExplorer() {
   const explorer = byId("explorer");
   byId("looked").hidden = data.explored.length < 2;
-  byId("looked").append(...data.explored.map((one, i) => make("option", { value: i }, one)));
-  byId("looked").addEventListener("change", (event) => look(event.target.value));
+  byId("looked").append(...data.explored.map((one, i) => make("option", { value: i }, one[0])));
+  byId("looked").addEventListener("change", (event) => look(Number(event.target.value)));
   for (const [id, act] of Object.entries(ACTS)) byId(id).addEventListener("click", act);
   for (const id of ["seen", "heard"]) {
     byId(id).addEventListener("click", (event) => {
@@ -217,7 +233,6 @@ function beginExplorer() {
     event.preventDefault();
     ACTS[act]();
   });
-  explorer.hidden = false;
   look(0);
 }
 

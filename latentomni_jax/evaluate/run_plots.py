@@ -12,7 +12,8 @@ import numpy as np
 
 from latentomni_jax.evaluate.compare import Sweep
 from latentomni_jax.evaluate.plots import COLOURS, WIDTH, pyplot, to_uri
-from latentomni_jax.evaluate.runs import Run, Tally
+from latentomni_jax.evaluate.runs import Run
+from latentomni_jax.evaluate.scores import Tally
 
 _LONGEST = 40  # characters of a name
 

@@ -10,11 +10,14 @@ from typing import Any
 from data_pipeline.shards import write_text
 from latentomni_jax.evaluate import explorer, run_plots
 from latentomni_jax.evaluate.compare import Sweep, options_of, pairs, sweeps
-from latentomni_jax.evaluate.explorer import Media, cut
+from latentomni_jax.evaluate.explorer import Media
 from latentomni_jax.evaluate.report import picture
-from latentomni_jax.evaluate.runs import Run, Tally, outcome, read_explored, read_runs
+from latentomni_jax.evaluate.explore import read_explored
+from latentomni_jax.evaluate.runs import Run, read_runs
+from latentomni_jax.evaluate.scores import Tally
 
 _COUNTS = ("total", "answered", "unparsed", "failed")
+_VERDICTS = {True: "right", False: "wrong", None: "not known"}
 _NOTE = (
     "“of all” counts a question that failed or whose answer was not found as wrong, “of answered” "
     "leaves it out; papers do either. In brackets: 95 % bootstrap intervals."
@@ -57,8 +60,9 @@ def page(
     """
     explored = [
         (
-            f"{run.name}: {item['id']} ({'right' if item['right'] else 'wrong'})",
-            explorer.with_url(item, address(Path(item["video"]))),
+            f"{run.name}: {item['id']} ({_VERDICTS[item['right']]})",
+            item,
+            address(Path(item["video"])),
         )
         for run, item in found
     ]
@@ -68,59 +72,8 @@ def page(
         f"{', '.join(titles)}: {runs[0].name if len(runs) == 1 else f'{len(runs)} runs'}",
         _sections(runs, bool(explored)),
         explored,
-        **listed(runs, places),
+        **explorer.listed(runs, places),
     )
-
-
-def listed(runs: Sequence[Run], explored: dict[tuple[str, str], int]) -> dict[str, Any]:
-    """What the list of questions shows.
-
-    Args:
-      explored: (run, id of a question) -> its place in the explorer.
-
-    Returns:
-      runs, benchmarks, axes: names. questions: each once, with `given`, what every run has of it.
-    """
-    questions: dict[Any, dict[str, Any]] = {}
-    for place, run in enumerate(runs):
-        for key, line in run.by_question().items():
-            one = questions.setdefault((run.benchmark, key), {"given": [None] * len(runs)})
-            asked = {
-                "id": str(line["id"] if line["id"] is not None else f"line {line.get('line')}"),
-                "benchmark": run.title,
-                "video": line.get("video") or "",
-                "question": cut(line.get("question") or ""),
-                "axes": line.get("axes") or {},
-            }
-            if "error" in line:  # what it says of the question may be less than another run's
-                questions[run.benchmark, key] = one = asked | one
-            else:
-                one |= asked
-            one["given"][place] = _given(line, explored.get((run.name, line["id"])))
-    return {
-        "runs": [run.name for run in runs],
-        "benchmarks": list(dict.fromkeys(run.title for run in runs)),
-        "axes": list(dict.fromkeys(axis for one in questions.values() for axis in one["axes"])),
-        "questions": list(questions.values()),
-    }
-
-
-def _given(line: dict[str, Any], explored: int | None) -> dict[str, Any]:
-    if "error" in line:
-        return {"outcome": "failed", "error": cut(line["error"]), "choices": [], "explored": None}
-    prompt = sum(line["prompt_tokens"].values())
-    cut_off = "" if line["finished"] else " (cut off by the limit)"
-    return {
-        "outcome": outcome(line),
-        "answer": line["answer"],
-        "expected": line["expected"],
-        "rule": line["rule"],
-        "choices": [cut(choice) for choice in line["choices"]],
-        "text": cut(line["text"]),
-        "tokens": f"{line['tokens']}{cut_off}, of them {line['latent_steps']} in "
-        f"{line['latent_blocks']} latent blocks; {prompt} in the prompt",
-        "explored": explored,
-    }
 
 
 # ------------------------------------------------------------------------- tables

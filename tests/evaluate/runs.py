@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.av_events.clips import make_clip
+
 KINDS, LENGTHS = ("Event Sequence", "Inference", "Comparative"), ("30s", "60s")
 RULES = ("boxed", "statement", "letter")
+OUTCOMES = ("right", "right", "wrong", "right", "unparsed", "failed", "wrong")
 PUBLISHED = {"LatentOmni": 67.4, "Qwen2.5-Omni-7B": 62.9}
 
 
@@ -38,6 +41,11 @@ def make_line(number: int, kind: str, text: str = "I look. It is so.") -> dict[s
         "latent_steps": 40,
         "prompt_tokens": {"text": 60, "video": 400, "audio": 750},
     }
+
+
+def make_lines(count: int, step: int = 1) -> list[dict[str, Any]]:
+    """Lines of every kind; another step gives other ones of the same questions."""
+    return [make_line(i, OUTCOMES[i * step % len(OUTCOMES)]) for i in range(count)]
 
 
 def tally(lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -100,6 +108,16 @@ def make_run(
     for i, one in enumerate(explored):
         (folder / "explore" / f"{i:05d}.json").write_text(json.dumps(one))
     return folder
+
+
+def make_two(root: Path) -> tuple[Path, Path]:
+    """Two runs that differ in their slots; the first has two questions of one clip to look into."""
+    clip = root / "a clip #1.mp4"
+    make_clip(clip, seconds=4.0, size=(96, 64))
+    explored = [make_explored(clip, "q1"), make_explored(clip, "q4")]
+    one = make_run(root / "one", make_lines(140), explored=explored)
+    two = make_run(root / "two", make_lines(140, 3), options={"num_visual": 16, "num_audio": 4})
+    return one, two
 
 
 def make_explored(clip: Path, id: str, seconds: float = 4.0) -> dict[str, Any]:

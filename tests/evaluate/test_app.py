@@ -52,7 +52,7 @@ def test_pages_are_kept_as_long_as_there_is_room(tmp_path, monkeypatch):
     shelf = app.Shelf()
     addresses = [shelf.answer(make_explored(tmp_path / f"{i}.mp4", "a")) for i in range(3)]
     assert addresses == ["/looks/1", "/looks/2", "/looks/3"] and list(shelf.pages) == [2, 3]
-    assert '"url":"/clips/2"' in shelf.pages[3] and str(tmp_path) not in shelf.pages[3]
+    assert '"/clips/2"' in shelf.pages[3] and str(tmp_path) not in shelf.pages[3]
     assert shelf.address(tmp_path / "1.mp4") == "/clips/1"
     assert shelf.clips == [tmp_path / f"{i}.mp4" for i in range(3)]
 
@@ -69,14 +69,19 @@ def test_a_question_that_cannot_be_asked():
     assert (path.name, question, choices) == ("a.mp4", "What?", ["one", "two"])
 
 
-@needs_gradio
-def test_a_port_that_is_taken_is_said_before_the_model_is_loaded():
+def test_mistakes_are_found_before_the_model_is_loaded(tmp_path, monkeypatch):
     with socket.socket() as taken:
         taken.bind((app.HOST, 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"--port {port} cannot be had"):
             app.serve(lambda: pytest.fail("loaded"), "title", port=port)
+    with pytest.raises(InputError, match="no complete run"):
+        app.serve(lambda: pytest.fail("loaded"), "title", run=tmp_path)
+    monkeypatch.setattr(app.os, "environ", {})
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(InputError, match=r"needs gradio: pip install 'latentomni_jax\[app\]'"):
+        app.serve(lambda: pytest.fail("loaded"), "title")
 
 
 @contextlib.contextmanager
@@ -178,7 +183,7 @@ def the_form_answers_and_complains(tab, url, clip):
 
 def the_page_of_the_answer_is_an_explorer(tab, url):
     tab.open(f"{url}/looks/2")
-    tab.wait("video.readyState >= 2")
+    tab.wait("video !== null && video.readyState >= 2")
     assert tab.ask("byId('asked').textContent") == HOSTILE
     choices = "[...document.querySelectorAll('#options li')].map((one) => one.textContent)"
     assert tab.ask(choices) == ["a bell", "a dog", "force"]

@@ -92,7 +92,9 @@ def run(args: argparse.Namespace) -> int:
     options, latent = decoding_options(args, stored)
     names = slot_names(latent)
     if unknown := [name for name in args.slots if name not in names]:
-        raise InputError(f"--slots {unknown[0]}: there is no such latent; expected {names}")
+        raise InputError(
+            f"--slots {unknown[0]}: there is no such latent; they are {' '.join(names)}"
+        )
     if args.compare and args.latents == "off":
         raise InputError("--compare sets latents beside none: expected --latents auto or force")
     media = read_media(args, media_spec)

@@ -113,8 +113,9 @@ def explored_row(
     looks = look(model, row, range(row.prompt_length - 1, row.length - 1))
     if not np.isfinite(looks.direct).all():
         raise InputError(f"{path}: the model's attention is not finite; its weights are damaged")
-    has_sound = Role.PROMPT_AUDIO in row.roles
-    cells = min(max(round(_CELLS_PER_SECOND * clip.duration), 1), _MOST_CELLS) * has_sound
+    cells = 0
+    if Role.PROMPT_AUDIO in row.roles:
+        cells = min(max(round(_CELLS_PER_SECOND * clip.duration), 1), _MOST_CELLS)
     pieces, blocks = [], []
     for is_latent, places in _pieces(row):
         makers = places - row.prompt_length
@@ -237,8 +238,11 @@ def _problem(one: Any) -> str | None:
         len(one) == len(KINDS) and abs(sum(one) - 1) < 1e-4 for one in shares + one["layers"]
     ):
         return "shares do not add up to 1"
-    if any(piece.get("block", -1) >= len(one["blocks"]) for piece in one["pieces"]):
-        return "a piece is of a block that is not there"
+    for piece in one["pieces"]:
+        if piece["kind"] != ("latent" if "block" in piece else "text"):
+            return f"a piece is of kind {piece['kind']!r:.60}"
+        if piece.get("block", -1) >= len(one["blocks"]):
+            return "a piece is of a block that is not there"
     for number, block in enumerate(one["blocks"]):
         try:
             maps_of(one, number)

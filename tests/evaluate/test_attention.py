@@ -13,7 +13,7 @@ from latentomni_jax.backbone.text import unstack
 from latentomni_jax.backbone.thinker import Thinker, abstract_params
 from latentomni_jax.evaluate import attention
 from latentomni_jax.evaluate.attention import KINDS, look, over_clip, shares
-from latentomni_jax.evaluate.replay import replay
+from latentomni_jax.evaluate.replay import _inputs, replay
 from latentomni_jax.layout import InputError, LatentSpec, Role
 from latentomni_jax.model import Generation, LatentOmni
 from latentomni_jax.weights.specs import read_specs
@@ -164,6 +164,19 @@ def test_no_block_has_no_map_and_text_alone_is_all_text():
     row = replay(model, prompt, make_generation(0))
     assert over_clip(model, row, 1.0) == []
     np.testing.assert_allclose(shares(model, row, range(9, 12)), (0, 0, 0, 1, 0), atol=1e-6)
+
+
+def test_rows_of_a_bucket_share_their_programs():
+    config, params = make_ported()
+    model = LatentOmni(params, config, SPEC)
+    compiled = []
+    for length, blocks in ((9, 0), (40, 2), (100, 1)):
+        prompt = [PromptMaker(1).text(length)]
+        row = replay(model, prompt, make_generation(blocks))
+        shares(model, row, range(length, row.length))
+        compiled.append((_inputs._cache_size(), attention._look._cache_size()))
+    # One or two blocks are two shapes of states to splice in; all rows are of 128 positions.
+    assert np.subtract(compiled[-1], compiled[0]).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

@@ -232,6 +232,7 @@ def _spoil(name):
         "base64": set_to("blocks", 0, "seen", value="&&"),
         "block": set_to("pieces", 1, "block", value=2),
         "kind": set_to("pieces", 0, "kind", value=3),
+        "another kind": set_to("pieces", 1, "kind", value="text"),
         "clock": set_to("blocks", 0, "clock", value=[None]),
     }[name]
 
@@ -242,7 +243,7 @@ def _spoil(name):
         ("field", "cells is missing"), ("bool", "duration is"), ("negative", "blocks is"),
         ("infinite", "layers is"), ("shares", "do not add up"), ("layer", "do not add up"),
         ("grid", "1 times of frames"), ("map", "maps of block 1"), ("base64", "maps of block 0"),
-        ("block", "not there"), ("kind", "pieces is"), ("clock", "clock of block 0"),
+        ("block", "not there"), ("kind", "pieces is"), ("clock", "clock of block 0"), ("another kind", "of kind 'text'"),
     ],
 )  # fmt: skip
 def test_a_damaged_file_is_refused_by_name(one, tmp_path, spoilt, said):

@@ -46,7 +46,8 @@ REPORT = ["matplotlib>=3.8"]
 APP = [*REPORT, "gradio>=6.31"]
 TEST = [
     *INSTRUCT,
-    *APP,
+    *REPORT,
+    "statsmodels>=0.14",  # an oracle
     "pytest>=8.0",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
@@ -83,7 +84,7 @@ setup(
         "report": REPORT,
         "app": APP,
         "test": TEST,
-        "dev": [*TEST, "ruff>=0.8", "pyright>=1.1.390", "codespell>=2.3"],
+        "dev": [*TEST, *APP, "ruff>=0.8", "pyright>=1.1.390", "codespell>=2.3"],
     },
     entry_points={"console_scripts": ["latentomni = latentomni_jax.__main__:main"]},
 )

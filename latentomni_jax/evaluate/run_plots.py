@@ -86,9 +86,10 @@ def sweep(swept: Sweep) -> str:
 def _dots(
     axis: Any, places: Any, tallies: Sequence[Tally], name: str, number: int, *, horizontal: bool
 ) -> None:
-    """Accuracies in %, with their intervals, which need not lie evenly around them."""
+    """Accuracies in %, with their intervals (where there are such), not evenly around them."""
     accuracies = np.array([100 * tally.accuracy for tally in tallies])
-    ends = 100 * np.array([tally.interval for tally in tallies]).reshape(-1, 2).T
+    ends = [tally.interval or (tally.accuracy, tally.accuracy) for tally in tallies]
+    ends = 100 * np.array(ends).reshape(-1, 2).T
     lengths = np.abs(ends - accuracies)
     style = {"fmt": "o", "markersize": 4, "linewidth": 1, "color": COLOURS[number % len(COLOURS)]}
     if horizontal:

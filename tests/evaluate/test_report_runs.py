@@ -11,7 +11,6 @@ from latentomni_jax.__main__ import main
 from latentomni_jax.evaluate import explorer
 from latentomni_jax.evaluate.compare import pairs, sweeps
 from latentomni_jax.evaluate.run_report import write_report
-from latentomni_jax.evaluate.explore import read_explored
 from latentomni_jax.evaluate.runs import read_runs
 from latentomni_jax.evaluate.scores import mcnemar
 from latentomni_jax.layout import InputError
@@ -225,8 +224,3 @@ def test_a_run_does_not_get_at_files_that_are_no_clips(tmp_path, media):
     run = make_run(tmp_path / "run", make_lines(7), explored=[make_explored(secret, "q1")])
     with pytest.raises(InputError, match=r"secret\.txt: is no clip by its name; expected one of"):
         write_report([run], tmp_path / "report.html", media)
-
-
-def test_explored_questions_are_read_as_they_are(runs):
-    (path, *_) = sorted((runs[0] / "explore").iterdir())
-    assert read_explored(path) == json.loads(path.read_text())

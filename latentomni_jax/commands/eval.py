@@ -35,14 +35,15 @@ from latentomni_jax.weights.specs import read_specs
 _SHOWN = 5  # questions without an answer that are named at the end
 EPILOG = """\
 examples:
+  latentomni eval --benchmark daily_omni --annotations qa.json --videos videos \\
+    --model models/latentomni-7b --out runs/daily
+
   what a file of annotations holds, without a model:
     latentomni eval --benchmark daily_omni --annotations qa.json --list
 
-  as the benchmark's authors ask, and as a model that reasons is asked:
+  as the benchmark's authors ask:
     latentomni eval --benchmark daily_omni --annotations qa.json --videos videos \\
       --model models/qwen7b --out runs/daily-own --style own
-    latentomni eval --benchmark daily_omni --annotations qa.json --videos videos \\
-      --model models/latentomni-7b --out runs/daily
 
   keep what the encoders make of the clips, for the next run:
     latentomni eval ... --features /data/features

@@ -116,7 +116,10 @@ def test_a_killed_run_goes_on(tiny_model, annotations, videos, undisturbed, tmp_
         assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
-@pytest.mark.parametrize("change", ["order", "batch", "features"])
+@pytest.mark.parametrize(
+    "change",
+    ["order", *(pytest.param(name, marks=pytest.mark.slow) for name in ("batch", "features"))],
+)
 def test_order_batch_and_kept_features_change_no_answer(
     latentomni, tiny_model, annotations, videos, undisturbed, tmp_path, change
 ):
@@ -177,6 +180,7 @@ def test_bad_options_are_told(latentomni, tiny_model, annotations, videos, tmp_p
     assert ran.code == 2 and told in ran.err and ran.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_real_questions_about_real_clips(latentomni, tiny_qwen, assets, tmp_path):
     """All of Daily-Omni's questions about the two clips that are at hand, as its authors ask."""
     asked = json.loads((assets / "benchmarks" / "daily_omni" / "qa.json").read_text())

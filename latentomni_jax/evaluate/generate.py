@@ -209,7 +209,7 @@ def answer_window(
             continue
         asked[place] = _Asked(question, prompt, counts)
     lengths = {place: sum(one.counts.values()) for place, one in asked.items()}
-    for places in _batches(lengths, asking.batch):
+    for places in batches(lengths, asking.batch):
         rows, seconds = [asked[place] for place in places], {}
         generations = model.generate(
             [row.prompt for row in rows],
@@ -239,7 +239,7 @@ class _Asked(NamedTuple):
     counts: dict[str, int]
 
 
-def _batches(lengths: dict[int, int], size: int) -> Iterator[list[int]]:
+def batches(lengths: dict[int, int], size: int) -> Iterator[list[int]]:
     """Places of prompts of these lengths in batches of one size, longest first.
 
     Neighbours then need the same bucket, and what fills the last batch is short.

@@ -139,8 +139,8 @@ def test_one_program_per_bucket(tiny_model, tmp_path):
 
 def test_batches_are_of_one_size_with_the_longest_first():
     lengths = {0: 9, 1: 2, 2: 8, 3: 2, 5: 9, 7: 3, 8: 2}
-    assert list(generating._batches(lengths, 3)) == [[0, 5, 2], [7, 1, 3], [8, 8, 8]]
-    assert list(generating._batches({}, 3)) == []
+    assert list(generating.batches(lengths, 3)) == [[0, 5, 2], [7, 1, 3], [8, 8, 8]]
+    assert list(generating.batches({}, 3)) == []
 
 
 def test_pixels_become_the_patches_that_the_processor_makes(tiny_model, asked):

@@ -112,6 +112,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ask N of the questions once more, on one device, and keep where the model looked "
         "(default %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--note", action="append", default=[], metavar="NAME=VALUE",
+        help="written down with the options, such as what the model was trained with (may be given "
+        "several times); a report draws sweeps over it",
+    )  # fmt: skip
     media = parser.add_argument_group("clips (default: the style's, then the checkpoint's)")
     media.add_argument("--clock", choices=("true", "nominal"), help="see answer --help")
     media.add_argument("--fps", type=float, metavar="F", help="frames a second")
@@ -134,6 +139,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"give --{' and --'.join(missing)}, or --list to look at the questions")
     if not args.videos.is_dir():
         raise InputError(f"{args.videos}: is no folder; expected the videos of {benchmark.title}")
+    notes = _notes(args.note)
     _, stored, spec = read_specs(args.model)
     options, latent = decoding_options(args, stored)
     style = _style(args, benchmark)
@@ -176,6 +182,7 @@ def run(args: argparse.Namespace) -> int:
         "options": {
             **identity, **style.options, **options,
             "num_visual": latent.num_visual, "num_audio": latent.num_audio,
+            "ospe_apply": latent.ospe_apply, **notes,
         },
         **scores(lines, benchmark.axes),
         "published": dict(benchmark.published),
@@ -206,6 +213,20 @@ def _style(args: argparse.Namespace, benchmark: Benchmark) -> Style:
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     media = {**style.media, **given}
     return dataclasses.replace(style, media=media, clock=args.clock or style.clock)
+
+
+def _notes(given: Sequence[str]) -> dict[str, Any]:
+    """What --note says; numbers as numbers. Raises InputError."""
+    notes = {}
+    for note in given:
+        name, sign, value = note.partition("=")
+        if not name or not sign:
+            raise InputError(f"--note {note}: expected NAME=VALUE")
+        try:
+            notes[name] = float(value)
+        except ValueError:
+            notes[name] = value
+    return notes
 
 
 def _explore(

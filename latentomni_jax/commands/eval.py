@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import pathlib
+import re
 import sys
 import time
 from collections import Counter
@@ -222,10 +223,8 @@ def _notes(given: Sequence[str]) -> dict[str, Any]:
         name, sign, value = note.partition("=")
         if not name or not sign:
             raise InputError(f"--note {note}: expected NAME=VALUE")
-        try:
-            notes[name] = float(value)
-        except ValueError:
-            notes[name] = value
+        is_number = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", value, re.IGNORECASE)
+        notes[name] = float(value) if is_number else value
     return notes
 
 

@@ -29,6 +29,7 @@ SETTINGS = [
     "roles.question.temperature=1.0", "roles.editor.temperature=0.9",
     "roles.reasoner.temperature=0.9",
 ]  # fmt: skip
+_CAPTIONS = 3  # of the clips that are drawn
 _SLOTS, _CONTEXT = 2, 6144  # replies written at a time, and tokens that each may read and write
 _SERVER = """
 import sys, threading, xllamacpp
@@ -69,7 +70,7 @@ def main() -> int:
     parser.add_argument("--captions", help="captions of your own (clips are drawn otherwise)")
     parser.add_argument("--videos", help="and their folder")
     parser.add_argument("--out", type=Path, default=Path("runs/instruct"), help="(%(default)s)")
-    parser.add_argument("--questions", default="choice", help="choice, open or both (%(default)s)")
+    parser.add_argument("--questions", default="both", help="choice, open or both (%(default)s)")
     args = parser.parse_args()
     if (args.captions is None) != (args.videos is None):
         parser.error("--captions and --videos go together")
@@ -78,6 +79,8 @@ def main() -> int:
         args.captions = str(args.out / "captions.jsonl")
         build.make_set(args.videos, samples.World.of(10, 0, DIALS["easy"]))
         write_av_events_captions(args.videos, args.captions, "train")
+        captions = Path(args.captions)
+        captions.write_text("\n".join(captions.read_text().splitlines()[:_CAPTIONS]) + "\n")
     with small_model() as url:
         return latentomni(
             [

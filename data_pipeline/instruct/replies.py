@@ -12,12 +12,14 @@ import asyncio
 import dataclasses
 import hashlib
 import json
+import os
 import random
 import re
 import time
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import openai
@@ -61,6 +63,8 @@ class Asker:
         self._refused: Counter[str] = Counter()  # in a row, by role
         self._running = asyncio.Semaphore(settings.concurrency)
         self._made: dict[Hashable, asyncio.Future] = {}
+        # Fewer than there are cores: calls are made by a thread too, which would wait for them.
+        self._workers = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2))
         self._next, self._dead = 0.0, 0
 
     async def __call__(
@@ -88,7 +92,8 @@ class Asker:
         """`make()`, called in a thread, once for all who ask for the same key at about a time."""
         made = self._made.get(key)
         if made is None:
-            made = self._made[key] = asyncio.ensure_future(asyncio.to_thread(make))
+            loop = asyncio.get_running_loop()
+            made = self._made[key] = loop.run_in_executor(self._workers, make)
             if len(self._made) > _REMEMBERED:
                 del self._made[next(iter(self._made))]
         return await asyncio.shield(made)
@@ -96,6 +101,7 @@ class Asker:
     async def close(self) -> None:
         for client in self._clients.values():
             await client.close()
+        self._workers.shutdown()
         self.store.close()
 
     async def _ask(self, request: Request, role: Role, seed: int, check: Any) -> Reply:

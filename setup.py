@@ -73,7 +73,7 @@ setup(
     packages=find_packages(include=["latentomni_jax*", "data_pipeline*", "pallas_kernels*"]),
     package_data={
         "data_pipeline.instruct": ["prompts/*.md", "*.html"],
-        "latentomni_jax.evaluate": ["report.html", "report.js"],
+        "latentomni_jax.evaluate.pages": ["report.html", "report.js"],
     },
     install_requires=CORE,
     extras_require={

@@ -34,8 +34,9 @@ from data_pipeline.av_events.samples import World
 from data_pipeline.av_events.world import DIALS
 from data_pipeline.shards import write_text
 from data_pipeline.trajectories import Trajectory, read_jsonl
-from latentomni_jax.evaluate import plots, study
+from latentomni_jax.evaluate import study
 from latentomni_jax.evaluate.answers import Scored, answer_all
+from latentomni_jax.evaluate.pages import plots
 from latentomni_jax.evaluate.states import ATTENDED, measure_states
 from latentomni_jax.layout import InputError
 from latentomni_jax.model import LatentOmni

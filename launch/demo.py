@@ -30,9 +30,9 @@ from data_pipeline.av_events.render import CACHE_OPTIONS
 from data_pipeline.av_events.world import DIALS, Dial
 from data_pipeline.cache import TRAINING_SPEC, build_cache
 from data_pipeline.trajectories import Trajectory, read_jsonl
-from latentomni_jax.evaluate import plots, report
 from latentomni_jax.evaluate.answers import Score, Scored, View, answer_all, by_type
-from latentomni_jax.evaluate.report import Shown
+from latentomni_jax.evaluate.pages import plots, report
+from latentomni_jax.evaluate.pages.report import Shown
 from latentomni_jax.layout import InputError
 from latentomni_jax.model import LatentOmni
 from latentomni_jax.train.config import load

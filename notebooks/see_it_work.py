@@ -18,8 +18,8 @@ import jax
 from IPython.display import HTML, Image, display
 
 from data_pipeline.trajectories import read_jsonl
-from latentomni_jax.evaluate import plots, report
-from latentomni_jax.evaluate.report import Shown
+from latentomni_jax.evaluate.pages import plots, report
+from latentomni_jax.evaluate.pages.report import Shown
 from latentomni_jax.model import LatentOmni
 
 ROOT = next(p for p in (Path.cwd(), *Path.cwd().parents) if (p / "launch").is_dir())

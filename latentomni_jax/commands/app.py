@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """Serves until it is interrupted. Raises InputError."""
     import jax.numpy as jnp
 
-    from latentomni_jax.evaluate.app import Ask, asker, serve
+    from latentomni_jax.evaluate.pages.app import Ask, asker, serve
     from latentomni_jax.model import LatentOmni
     from latentomni_jax.weights.specs import read_specs
 

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the page. Raises InputError."""
-    from latentomni_jax.evaluate.run_report import write_report
+    from latentomni_jax.evaluate.pages.run_report import write_report
 
     if args.out.suffix != ".html":
         raise InputError(f"--out {args.out}: a page is written; expected a name that ends in .html")

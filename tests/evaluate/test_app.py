@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 
 from data_pipeline.av_events.clips import make_clip
-from latentomni_jax.evaluate import app
+from latentomni_jax.evaluate.pages import app
 from latentomni_jax.layout import InputError
 from tests.browser import browser, needs_chromium
 from tests.evaluate.runs import make_explored, make_line, make_run
@@ -30,7 +30,7 @@ HOSTILE = "What <img src=x onerror=taken=1> is heard?"
 SERVER = """
 import sys
 from pathlib import Path
-from latentomni_jax.evaluate.app import serve
+from latentomni_jax.evaluate.pages.app import serve
 from latentomni_jax.layout import InputError
 from tests.evaluate.runs import make_explored
 

@@ -12,11 +12,11 @@ from PIL import Image
 
 from data_pipeline.av_events.clips import make_clip
 from data_pipeline.trajectories import Trajectory
-from latentomni_jax.evaluate import plots, report
 from latentomni_jax.evaluate.answers import Score
 from latentomni_jax.evaluate.attention import look, over_clip
+from latentomni_jax.evaluate.pages import plots, report
+from latentomni_jax.evaluate.pages.report import Shown
 from latentomni_jax.evaluate.replay import replay
-from latentomni_jax.evaluate.report import Shown
 from latentomni_jax.layout import Role
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib (pip install matplotlib)")

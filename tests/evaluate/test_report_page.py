@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.av_events.clips import make_clip
-from latentomni_jax.evaluate.run_report import write_report
+from latentomni_jax.evaluate.pages.run_report import write_report
 from tests.browser import browser, needs_chromium
 from tests.evaluate.runs import make_explored, make_line, make_lines, make_run, make_two
 

@@ -8,9 +8,9 @@ import pytest
 from scipy.stats import binom
 
 from latentomni_jax.__main__ import main
-from latentomni_jax.evaluate import explorer
 from latentomni_jax.evaluate.compare import pairs, sweeps
-from latentomni_jax.evaluate.run_report import write_report
+from latentomni_jax.evaluate.pages import explorer
+from latentomni_jax.evaluate.pages.run_report import write_report
 from latentomni_jax.evaluate.runs import read_runs
 from latentomni_jax.evaluate.scores import mcnemar
 from latentomni_jax.layout import InputError

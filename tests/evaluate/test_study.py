@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from latentomni_jax.evaluate import plots, study
+from latentomni_jax.evaluate import study
+from latentomni_jax.evaluate.pages import plots
 from latentomni_jax.layout import InputError
 from tests.evaluate.test_answers import generation, question, score
 

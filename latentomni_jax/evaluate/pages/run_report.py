@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.shards import write_text
-from latentomni_jax.evaluate import explorer, run_plots
 from latentomni_jax.evaluate.compare import Sweep, options_of, pairs, sweeps
 from latentomni_jax.evaluate.explore import read_explored
-from latentomni_jax.evaluate.explorer import Media
-from latentomni_jax.evaluate.report import picture
+from latentomni_jax.evaluate.pages import explorer, run_plots
+from latentomni_jax.evaluate.pages.explorer import Media
+from latentomni_jax.evaluate.pages.report import picture
 from latentomni_jax.evaluate.runs import Run, read_runs
 from latentomni_jax.evaluate.scores import Tally
 

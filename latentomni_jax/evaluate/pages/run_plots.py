@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from latentomni_jax.evaluate.compare import Sweep
-from latentomni_jax.evaluate.plots import COLOURS, WIDTH, pyplot, to_uri
+from latentomni_jax.evaluate.pages.plots import COLOURS, WIDTH, pyplot, to_uri
 from latentomni_jax.evaluate.runs import Run
 from latentomni_jax.evaluate.scores import Tally
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from data_pipeline.shards import write_text
 from data_pipeline.trajectories import Trajectory
-from latentomni_jax.evaluate import plots
 from latentomni_jax.evaluate.answers import Score, prompt_of
 from latentomni_jax.evaluate.attention import over_clip
+from latentomni_jax.evaluate.pages import plots
 from latentomni_jax.evaluate.replay import replay
 from latentomni_jax.layout import InputError, Part
 from latentomni_jax.media.extract import extract_answer

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.trajectories import Trajectory
-from latentomni_jax.evaluate import explorer, run_report
 from latentomni_jax.evaluate.answers import prompt_of
 from latentomni_jax.evaluate.explore import read_explored
+from latentomni_jax.evaluate.pages import explorer, run_report
 from latentomni_jax.evaluate.runs import read_runs
 from latentomni_jax.layout import InputError
 from latentomni_jax.media.processor import LETTERS, clip_part

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from latentomni_jax.evaluate.report import STYLE
+from latentomni_jax.evaluate.pages.report import STYLE
 from latentomni_jax.evaluate.runs import Run, outcome
 from latentomni_jax.layout import InputError
 

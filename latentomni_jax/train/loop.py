@@ -28,7 +28,7 @@ from latentomni_jax.train.checkpoints import Checkpoints
 from latentomni_jax.train.config import Run, resolve, to_json
 from latentomni_jax.train.data import Collator, Feed
 from latentomni_jax.train.flops import peak, step_flops
-from latentomni_jax.train.host import StopSignal, first_process_first, wait_for_all
+from latentomni_jax.train.host import StopSignal, first_process_first, run_together
 from latentomni_jax.train.mesh import make_mesh
 from latentomni_jax.train.start import Start, abstract_start, find_start, load_params
 from latentomni_jax.train.state import TrainState, merge, new_state, state_shardings
@@ -209,9 +209,7 @@ class Trainer:
             _LOG.warning("continuing from step %d", step)
             return state, shardings, step
         params = load_params(self.start, self.options, self.mesh, seed=self.config.seed, **options)
-        program = jax.jit(begin, out_shardings=shardings).lower(params).compile()
-        wait_for_all("compiled: the first state")  # some find it in a cache of compiled programs
-        state = program(params)
+        state = run_together("first state", begin, params, out_shardings=shardings)
         chex.assert_trees_all_equal_shapes_and_dtypes(state, abstract)
         return state, shardings, 0
 

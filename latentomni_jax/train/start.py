@@ -22,6 +22,7 @@ from latentomni_jax.latent.options import Objective
 from latentomni_jax.latent.sync import init_sync
 from latentomni_jax.layout import InputError, LatentSpec, MediaSpec
 from latentomni_jax.media.text import LATENT_TOKENS, load_tokenizer, train_sentencepiece
+from latentomni_jax.train.host import run_together
 from latentomni_jax.train.state import init_latent_rows
 from latentomni_jax.weights.checkpoint import load_model
 from latentomni_jax.weights.specs import read_specs
@@ -175,14 +176,15 @@ def load_params(
     if start.directory is not None:
         params = load_model(start.directory, shardings=shardings, dtype=dtype).params
     else:
-        params = jax.jit(functools.partial(_init, start), out_shardings=shardings)(keys[0])
+        init = functools.partial(_init, start)
+        params = run_together("init", init, keys[0], out_shardings=shardings)
     if not start.latent.is_trained:
         fresh = functools.partial(init_latent_rows, spec=options.spec, seed=seed)
-        params = jax.jit(fresh, out_shardings=shardings)(params)
+        params = run_together("latent rows", fresh, params, out_shardings=shardings)
     if lora_rank:
         with_lora = param_shardings(start.config, mesh, lora_rank=lora_rank)
-        add = jax.jit(
-            lambda p, key: add_lora(p, lora_rank, key, jnp.float32), out_shardings=with_lora
-        )
-        params = add(params, keys[1])
+        params = run_together(
+            "adapters", lambda p, key: add_lora(p, lora_rank, key, jnp.float32), params, keys[1],
+            out_shardings=with_lora,
+        )  # fmt: skip
     return {**params, "sync": init_sync(options, start.config.text.hidden_size, keys[2])}

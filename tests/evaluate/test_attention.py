@@ -62,27 +62,23 @@ def replayed():
     return make
 
 
-@pytest.fixture(scope="module", params=["open", "bottleneck"])
-def generated(request, replayed):
-    return replayed(request.param)
-
-
 LAYOUTS = [("open", False), ("bottleneck", False), ("bottleneck", True)]
 
 
 @pytest.fixture(scope="module", params=LAYOUTS, ids=["open", "bottleneck", "bottleneck-scanned"])
 def looked(request, replayed):
-    """Row and oracle, and the looks of every position of the row."""
+    """Flow, row and oracle, and the looks of every position of the row."""
     flow, scan_layers = request.param
     model, row, weights = replayed(flow)
     if scan_layers:
         model = LatentOmni(make_ported()[1], model.config, model.latent, scan_layers=True)
-    return row, weights, look(model, row, range(row.length))
+    return flow, row, weights, look(model, row, range(row.length))
 
 
-def test_the_oracle_times_values_is_what_the_layers_made(generated):
+@pytest.mark.parametrize("flow", ["open", "bottleneck"])
+def test_the_oracle_times_values_is_what_the_layers_made(replayed, flow):
     """So its weights are those that the decoder used."""
-    model, row, weights = generated
+    model, row, weights = replayed(flow)
     config = model.config.text
     v, o = (projections(model, row, name) for name in ("v_proj", "o_proj"))
     v = v.reshape(*v.shape[:2], config.num_kv_heads, config.head_dim)
@@ -95,7 +91,7 @@ def test_the_oracle_times_values_is_what_the_layers_made(generated):
 
 def test_shares_are_those_of_full_attention(looked):
     """In every layer, head and query."""
-    row, weights, looks = looked
+    _, row, weights, looks = looked
     assert tuple(OF_KIND) == KINDS
     assert looks.direct.shape == (*weights.shape[:3], len(KINDS))
     np.testing.assert_allclose(looks.direct.sum(axis=-1), 1, atol=1e-5)
@@ -106,7 +102,7 @@ def test_shares_are_those_of_full_attention(looked):
 
 
 def test_means_are_of_the_queries_asked_for(looked):
-    row, weights, looks = looked
+    _, row, weights, looks = looked
     which = np.array([3, 540, row.length - 1])
     expected = np.concatenate(
         [shares_of(row, weights), through_of(row, weights)[..., None]], axis=-1
@@ -115,24 +111,23 @@ def test_means_are_of_the_queries_asked_for(looked):
     np.testing.assert_allclose(looks.shares(which), expected.mean(axis=0), atol=1e-5)
 
 
-def test_a_bottleneck_shuts_the_direct_way(generated):
-    model, row, _ = generated
+def test_a_bottleneck_shuts_the_direct_way(looked):
+    flow, row, _, looks = looked
     slots = np.flatnonzero(np.isin(row.roles, SLOTS))
     after = np.arange(slots[-1] + 2, row.length)
     before = [int(slots[0]) - 2]
-    late, early = shares(model, row, after), shares(model, row, before)
+    late, early = looks.shares(after), looks.shares(before)
     for one in (late, early):
         assert abs(one.video + one.audio + one.latent + one.text - 1) < 1e-5
     assert early.latent == 0 and early.through_latents == 0 and early.video > 0 < early.audio
     assert late.latent > 0 and late.through_latents > 0
-    is_shut = model.latent.flow == "bottleneck"
-    assert (late.video + late.audio == 0) == is_shut
+    assert (late.video + late.audio == 0) == (flow == "bottleneck")
 
 
-def test_maps_lie_where_the_prompt_has_the_tokens(generated):
+def test_maps_lie_where_the_prompt_has_the_tokens(replayed):
     """By TMRoPE ids: height and width of a token, its second, and 25 tokens of sound a second."""
-    model, row, weights = generated
-    (seen, heard) = over_clip(model, row, 20.0, cells=40)[1]
+    model, row, weights = replayed("open")
+    seen, heard = over_clip(model, row, 20.0, cells=40)[1]
     makers = np.flatnonzero(np.isin(row.roles, SLOTS))[SPEC.num_latents :] - 1
     mean = weights.mean(axis=(0, 1))[makers]
     assert seen.shape == (6, 20, 4, 6) and heard.shape == (6, 40)
@@ -150,8 +145,8 @@ def test_maps_lie_where_the_prompt_has_the_tokens(generated):
     assert (heard[:, :4] > 0).all() and not heard[:, 4:].any()  # 2 s of sound
 
 
-def test_a_prompt_with_two_clips_has_no_map(generated):
-    model, row, _ = generated
+def test_a_prompt_with_two_clips_has_no_map(replayed):
+    model, row, _ = replayed("open")
     two = row._replace(media=row.media * 2)
     with pytest.raises(InputError, match="one clip, this one has 2"):
         over_clip(model, two, 20.0)
@@ -179,21 +174,21 @@ def test_rows_of_a_bucket_share_their_programs():
     assert np.subtract(compiled[-1], compiled[0]).tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
-def test_a_model_that_attends_to_sound_alone_scores_one_on_audio(tiny_directory, scan_layers):
-    """A clip with pictures and sound, a question, and an answer with a latent block."""
+def test_a_model_that_attends_to_sound_alone_scores_one_on_audio(tiny_directory):
+    """A clip with pictures and sound, a question, and its answer with a latent block."""
     spec = read_specs(tiny_directory)[1]
     spec = dataclasses.replace(spec, num_visual=2, num_audio=1)
-    model = planted(tiny_directory, spec, hears=True, scan_layers=scan_layers)
+    model = planted(tiny_directory, spec, hears=True)
     make = PromptMaker(2)
     prompt = [make.text(5), make.vision((2, 8, 8), frames=200), make.text(7)]
     generation = model.generate([prompt], latents="force", max_blocks=1, max_new_tokens=6)[0]
     assert len(generation.latents) == 1
     row = replay(model, prompt, generation)
-    looks = look(model, row, range(row.prompt_length - 1, row.length))
-    assert looks.direct.shape[:2] == (2, 4)
-    np.testing.assert_allclose(looks.direct[..., KINDS.index("audio")], 1, atol=1e-6)
-    np.testing.assert_allclose(looks.shares(), (0, 1, 0, 0, 0), atol=1e-6)
+    for asked in (model, planted(tiny_directory, spec, hears=True, scan_layers=True)):
+        looks = look(asked, row, range(row.prompt_length - 1, row.length))
+        assert looks.direct.shape[:2] == (2, 4)
+        np.testing.assert_allclose(looks.direct[..., KINDS.index("audio")], 1, atol=1e-6)
+        np.testing.assert_allclose(looks.shares(), (0, 1, 0, 0, 0), atol=1e-6)
 
 
 @pytest.mark.parametrize("scan_layers", [pytest.param(False, marks=pytest.mark.slow), True])

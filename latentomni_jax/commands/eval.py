@@ -177,14 +177,15 @@ def run(args: argparse.Namespace) -> int:
     if code is not None:
         return code
     lines = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    asked = {
+        **identity, **style.options, **options,
+        "num_visual": latent.num_visual, "num_audio": latent.num_audio,
+        "ospe_apply": latent.ospe_apply, **notes,
+    }  # fmt: skip
     told = {
         "benchmark": benchmark.name, "title": benchmark.title, "style": args.style,
         "model": args.model.name,
-        "options": {
-            **identity, **style.options, **options,
-            "num_visual": latent.num_visual, "num_audio": latent.num_audio,
-            "ospe_apply": latent.ospe_apply, **notes,
-        },
+        "options": {name: value for name, value in asked.items() if value is not None},
         **scores(lines, benchmark.axes),
         "published": dict(benchmark.published),
     }  # fmt: skip

@@ -33,7 +33,7 @@ def breakdown(tallies: Mapping[str, Mapping[str, Tally]]) -> str:
         offset = (i - (len(tallies) - 1) / 2) * 0.6 / len(tallies)
         _dots(axis, np.add(places, offset), list(by_value.values()), name, i, horizontal=True)
     axis.set_yticks(range(len(values)), [_short(value) for value in values], parse_math=False)
-    axis.set(xlabel="right of all, % (lines: 95 % intervals)", xlim=(0, 100))
+    axis.set(xlabel="right of all, % (lines: 95 % intervals)", xlim=(-2, 102))
     axis.set_ylim(len(values) - 0.5, -0.5)
     axis.grid(alpha=0.3, axis="x")
     _legend(axis, len(tallies))

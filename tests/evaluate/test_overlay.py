@@ -243,7 +243,8 @@ def _spoil(name):
         ("field", "cells is missing"), ("bool", "duration is"), ("negative", "blocks is"),
         ("infinite", "layers is"), ("shares", "do not add up"), ("layer", "do not add up"),
         ("grid", "1 times of frames"), ("map", "maps of block 1"), ("base64", "maps of block 0"),
-        ("block", "not there"), ("kind", "pieces is"), ("clock", "clock of block 0"), ("another kind", "of kind 'text'"),
+        ("block", "not there"), ("kind", "pieces is"), ("clock", "clock of block 0"),
+        ("another kind", "of kind 'text'"),
     ],
 )  # fmt: skip
 def test_a_damaged_file_is_refused_by_name(one, tmp_path, spoilt, said):

@@ -59,6 +59,7 @@ def test_views():
     assert see_through(AudioPart(mel), "video") == []
 
 
+@pytest.mark.slow
 def test_questions_are_answered_in_order_whatever_the_batch(tiny_model, tmp_path):
     make_clip(tmp_path / "a.mp4", 2.0, size=(112, 112))
     make_clip(tmp_path / "b.mp4", 3.0, size=(112, 112), sound=False)

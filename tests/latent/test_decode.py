@@ -163,6 +163,7 @@ def test_rows_do_not_depend_on_their_batch(latents, flow):
         assert len({tuple(g.token_ids == SPEC.pad_id) for g in together}) > 1
 
 
+@pytest.mark.slow
 def test_sampled_rows_do_not_depend_on_their_batch():
     model = make_model()
     prompts = make_prompts()[:3]

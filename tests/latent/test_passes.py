@@ -208,6 +208,7 @@ def test_padding_and_batch_mates_change_nothing(mode, own_shape):
     assert all(float(value) == 0 for value in empty.values())
 
 
+@pytest.mark.slow
 def test_a_shape_without_blocks_or_media_trains_text():
     """What Vanilla SFT and Explicit Text CoT need: the same loss and gradients in a bare shape."""
     options = Objective(spec=SPEC, media=MEDIA)

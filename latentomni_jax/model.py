@@ -29,6 +29,7 @@ from latentomni_jax.backbone.thinker import Thinker
 from latentomni_jax.backbone.types import Weights
 from latentomni_jax.latent import decode as decoding
 from latentomni_jax.latent.decode import DecodeSpec, DecodeState
+from latentomni_jax.latent.generation import Answer, Generation
 from latentomni_jax.latent.masks import media_mask
 from latentomni_jax.latent.trajectory import MediaGroup, collate, lay_out
 from latentomni_jax.layout import (
@@ -47,7 +48,7 @@ from latentomni_jax.layout import (
 )
 from latentomni_jax.media.extract import extract_answer
 from latentomni_jax.media.processor import build_prompt, clip_part
-from latentomni_jax.media.text import Tokenizer, load_tokenizer
+from latentomni_jax.media.text import TextStream, Tokenizer, load_tokenizer
 from latentomni_jax.media.video import read_clip
 from latentomni_jax.weights.checkpoint import load_model
 from latentomni_jax.weights.quantize import weights_of
@@ -55,45 +56,6 @@ from latentomni_jax.weights.specs import read_specs
 
 _LOG = logging.getLogger(__name__)
 _STREAM_STEP = 16  # generated positions between two looks at the streamed text
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Generation:
-    """What one row produced.
-
-    Attributes:
-      token_ids: i32[n] every generated position; the pad id stands for a latent slot.
-      text: the text tokens, special ones left out.
-      latents: f32[blocks, K, D] states z before OSPE.
-      hidden: f32[n,D] final hidden state of every fed position, if asked for.
-      finished: the row ended by itself and not by the token limit.
-    """
-
-    token_ids: np.ndarray
-    text: str
-    latents: np.ndarray
-    hidden: np.ndarray | None
-    finished: bool
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Answer:
-    """A generation with what it took; `to_dict` is what `latentomni answer --json` prints."""
-
-    text: str
-    answer: str | None
-    token_ids: list[int]
-    latent_blocks: int
-    latent_steps: int
-    prompt_tokens: dict[str, int]
-    timings: dict[str, float]
-    device: str
-    generation: Generation
-
-    def to_dict(self) -> dict[str, Any]:
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del fields["generation"]
-        return fields
 
 
 def _place(table: jax.Array, features: jax.Array, offset: jax.Array) -> jax.Array:
@@ -329,7 +291,7 @@ class LatentOmni:
         clockwork("prefill_s", state.token)
         media = media_mask(self.latent, batch.roles)
         states = None if given is None else self._spread(self._given(spec, given, len(prompts)))
-        streams = [_TextStream(self.tokenizer) for _ in prompts]
+        streams = [TextStream(self.tokenizer) for _ in prompts]
         step = _STREAM_STEP if on_text else spec.max_positions
         for limit in range(step, spec.max_positions + step, step):
             state = self._decode(
@@ -526,16 +488,3 @@ class _Stopwatch:
             now = time.perf_counter()
             self.timings[name], self.last = now - self.last, now
         return value
-
-
-class _TextStream:
-    """Text as it grows; holds back a character whose bytes are not all there yet."""
-
-    def __init__(self, tokenizer: Tokenizer | None):
-        self.tokenizer, self.shown = tokenizer, ""
-
-    def push(self, ids: list[int]) -> str:
-        text = self.tokenizer.decode(ids).rstrip("�") if self.tokenizer else ""
-        new = text[len(self.shown) :] if text.startswith(self.shown) else ""
-        self.shown += new
-        return new

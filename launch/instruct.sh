@@ -2,7 +2,7 @@
 # LatentOmni-Instruct in small, from nothing but Python 3.11: clips are drawn, a language model of
 # 135 million parameters is served on this machine, and makes trajectories of the clips' captions.
 #
-#   bash launch/instruct.sh                              8 minutes on two cores
+#   bash launch/instruct.sh                              10 minutes on two cores
 #   bash launch/instruct.sh --captions F.jsonl --videos DIR    your own, as of `latentomni data instruct`
 #
 # It shows every part at work and what becomes of every item; so small a model writes nonsense.

@@ -7,9 +7,7 @@ import json
 import sys
 import time
 
-import jax.numpy as jnp
-
-from latentomni_jax.commands.decoding import add_decoding_arguments, decoding_options
+from latentomni_jax.commands.decoding import add_decoding_arguments, decoding_options, load
 from latentomni_jax.commands.prompt import (
     add_prompt_arguments,
     check_prompt_arguments,
@@ -17,8 +15,7 @@ from latentomni_jax.commands.prompt import (
     read_media,
 )
 from latentomni_jax.media.text import load_tokenizer
-from latentomni_jax.model import Answer, LatentOmni
-from latentomni_jax.weights.checkpoint import load_model
+from latentomni_jax.model import Answer
 from latentomni_jax.weights.specs import read_specs
 
 EPILOG = """\
@@ -71,9 +68,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     parts = prompt_parts(args, tokenizer, read_media(args, media))
     media_s = time.perf_counter() - started
-    dtype = args.dtype and jnp.dtype(args.dtype)
-    loaded = load_model(args.model, dtype=dtype, weights=args.weights)
-    model = LatentOmni(loaded.params, loaded.config, latent, loaded.media, tokenizer)
+    model = load(args, latent)
     printer = _Printer()
     answer = model.answer_prompt(
         parts,

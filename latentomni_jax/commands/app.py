@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-from latentomni_jax.commands.decoding import add_decoding_arguments, decoding_options
+from latentomni_jax.commands.decoding import add_decoding_arguments, decoding_options, load
 
 EPILOG = """\
 examples:
@@ -51,21 +51,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves until it is interrupted. Raises InputError."""
-    import jax.numpy as jnp
-
     from latentomni_jax.evaluate.pages.app import Ask, asker, serve
-    from latentomni_jax.model import LatentOmni
     from latentomni_jax.weights.specs import read_specs
 
     _, stored, _ = read_specs(args.model)
     options, latent = decoding_options(args, stored)
 
-    def load() -> Ask:
-        model = LatentOmni.from_pretrained(
-            args.model, dtype=args.dtype and jnp.dtype(args.dtype), weights=args.weights
-        ).with_latent(num_visual=latent.num_visual, num_audio=latent.num_audio)
-        return asker(model, **options, seeds=[args.seed])
+    def loaded() -> Ask:
+        return asker(load(args, latent), **options, seeds=[args.seed])
 
     title = f"LatentOmni: {args.model.resolve().name}"
-    serve(load, title, run=args.run, port=args.port, latents=args.latents)
+    serve(loaded, title, run=args.run, port=args.port, latents=args.latents)
     return 0

@@ -10,15 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from latentomni_jax.commands.decoding import add_decoding_arguments
+from latentomni_jax.commands.decoding import add_decoding_arguments, load
 from latentomni_jax.evaluate import generate
 from latentomni_jax.evaluate.generate import Asking, Question
 from latentomni_jax.evaluate.parts import Parts
 from latentomni_jax.layout import InputError, LatentSpec
-from latentomni_jax.model import LatentOmni
 from latentomni_jax.pod.hosts import join
 from latentomni_jax.train.host import StopSignal
 from latentomni_jax.train.mesh import make_mesh
@@ -121,20 +118,6 @@ def answer_file(
         return 3
     print(f"all of process {process} is done; {count}, which are of others", file=sys.stderr)
     return 0
-
-
-def load(
-    args: argparse.Namespace, latent: LatentSpec, media: dict[str, Any], mesh: Mesh | None = None
-) -> LatentOmni:
-    """The model that the arguments name, with the latent slots and the media fields asked for."""
-    model = LatentOmni.from_pretrained(
-        args.model,
-        dtype=args.dtype and jnp.dtype(args.dtype),
-        weights=args.weights,
-        mesh=mesh if mesh is not None and mesh.size > 1 else None,
-    )
-    slots = {"num_visual": latent.num_visual, "num_audio": latent.num_audio}
-    return model.with_latent(**slots).with_media(**media)
 
 
 def _place(args: argparse.Namespace) -> tuple[int, int]:

@@ -7,10 +7,8 @@ import pathlib
 import sys
 from typing import Any
 
-import jax.numpy as jnp
-
 from data_pipeline.trajectories import Trajectory
-from latentomni_jax.commands.decoding import add_decoding_arguments, decoding_options
+from latentomni_jax.commands.decoding import add_decoding_arguments, decoding_options, load
 from latentomni_jax.commands.prompt import (
     add_prompt_arguments,
     check_prompt_arguments,
@@ -23,8 +21,6 @@ from latentomni_jax.evaluate.overlay import chosen, write_film, write_still
 from latentomni_jax.evaluate.replay import replay
 from latentomni_jax.layout import Clip, InputError
 from latentomni_jax.media.text import load_tokenizer
-from latentomni_jax.model import LatentOmni
-from latentomni_jax.weights.checkpoint import load_model
 from latentomni_jax.weights.specs import read_specs
 
 EPILOG = """\
@@ -111,9 +107,7 @@ def run(args: argparse.Namespace) -> int:
         id="asked", question=args.question, answer="", kind=kind, path=path,
         choices=tuple(args.choices),
     )  # fmt: skip
-    dtype = args.dtype and jnp.dtype(args.dtype)
-    loaded = load_model(args.model, dtype=dtype, weights=args.weights)
-    model = LatentOmni(loaded.params, loaded.config, latent, loaded.media, tokenizer)
+    model = load(args, latent)
 
     def answer(**changes) -> tuple[dict[str, Any], Looks]:
         how = {"clock": args.clock, "seeds": [args.seed], **options, **changes}

@@ -1,14 +1,19 @@
-"""What `answer` and `generate` share: how a model decodes, as arguments."""
+"""What commands that ask a model share: how it decodes, as arguments, and loading it."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import sys
+from collections.abc import Mapping
 from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from latentomni_jax.latent.decode import DecodeSpec
 from latentomni_jax.layout import LatentSpec
+from latentomni_jax.model import LatentOmni
 
 _OPTIONS = ("latents", "max_blocks", "max_new_tokens", "temperature", "top_k", "top_p")
 
@@ -105,6 +110,24 @@ def decoding_options(
     if latent != stored:
         print(f"K overridden: {_slots(stored)} -> {_slots(latent)}", file=sys.stderr)
     return options, latent
+
+
+def load(
+    args: argparse.Namespace,
+    latent: LatentSpec,
+    media: Mapping[str, Any] | None = None,
+    mesh: Mesh | None = None,
+) -> LatentOmni:
+    """The model that the arguments name, with the slots asked for and other fields of its
+    `MediaSpec`. Raises InputError."""
+    model = LatentOmni.from_pretrained(
+        args.model,
+        dtype=args.dtype and jnp.dtype(args.dtype),
+        weights=args.weights,
+        mesh=mesh if mesh is not None and mesh.size > 1 else None,
+    )
+    slots = {"num_visual": latent.num_visual, "num_audio": latent.num_audio}
+    return model.with_latent(**slots).with_media(**(media or {}))
 
 
 def _slots(spec: LatentSpec) -> str:

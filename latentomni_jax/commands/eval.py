@@ -8,8 +8,10 @@ import json
 import logging
 import pathlib
 import re
+import shutil
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -19,8 +21,8 @@ import tqdm
 
 from data_pipeline.shards import write_text
 from data_pipeline.trajectories import DataProblem, Trajectory
-from latentomni_jax.commands.asking import add_asking_arguments, answer_file, load
-from latentomni_jax.commands.decoding import decoding_options
+from latentomni_jax.commands.asking import add_asking_arguments, answer_file
+from latentomni_jax.commands.decoding import decoding_options, load
 from latentomni_jax.evaluate import benchmarks
 from latentomni_jax.evaluate.answers import Style, prompt_of, score
 from latentomni_jax.evaluate.benchmarks.base import Benchmark, Reading, counts, shuffled
@@ -33,6 +35,8 @@ from latentomni_jax.layout import InputError, LatentSpec
 from latentomni_jax.media.video import read_clip
 from latentomni_jax.weights.specs import read_specs
 
+_COSTS = "costs"  # of every start of a run
+_COUNTED = ("seconds", "questions", "text_tokens", "latent_steps", "prompt_tokens")
 _SHOWN = 5  # questions without an answer that are named at the end
 EPILOG = """\
 examples:
@@ -131,6 +135,11 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     benchmark = benchmarks.get(args.benchmark)
     reading = benchmark.read(args.annotations)
+    if (args.limit is not None and args.limit < 1) or args.explore < 0:
+        raise InputError(
+            f"expected at least one question and no negative --explore; got {args.limit} and "
+            f"{args.explore}"
+        )
     if args.limit is not None:
         reading = reading._replace(questions=reading.questions[: args.limit])
     if args.list:
@@ -164,6 +173,9 @@ def run(args: argparse.Namespace) -> int:
         tell=lambda question: _told(benchmark, question),
     )  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.overwrite and args.processes is None and not args.pod:  # else it is refused below
+        for name in (_COSTS, EXPLORE):
+            shutil.rmtree(args.out / name, ignore_errors=True)
     out, cost, began = args.out.absolute() / ANSWERS, Counter(), time.monotonic()
     identity = {
         "benchmark": benchmark.name, "style": args.style, "clock": style.clock, **style.media,
@@ -173,9 +185,11 @@ def run(args: argparse.Namespace) -> int:
         args, questions, asking, latent, data=args.annotations.absolute(), out=out,
         media=dict(style.media), identity=identity, cost=cost,
     )  # fmt: skip
-    _add_cost(args.out / COST, cost, time.monotonic() - began)
+    if cost:
+        _keep_cost(args.out / _COSTS, cost, time.monotonic() - began)
     if code is not None:
         return code
+    write_text(args.out / COST, json.dumps(_total_cost(args.out / _COSTS)) + "\n")
     lines = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
     asked = {
         **identity, **style.options, **options,
@@ -242,13 +256,12 @@ def _explore(
     count = min(args.explore, len(reasoned))
     taken = [reasoned[i * len(reasoned) // count] for i in range(count)]
     folder = args.out / EXPLORE
-    todo = {number: place for number, place in enumerate(taken)
-            if not (folder / f"{number:05d}.json").is_file()}  # fmt: skip
+    todo = [place for place in taken if not (folder / f"{place:05d}.json").is_file()]
     if not todo:
         return
     style = asking.style
-    model = load(args, latent, dict(style.media))
-    for number, place in tqdm.tqdm(todo.items(), unit="answer", desc="explore"):
+    model = load(args, latent, style.media)
+    for place in tqdm.tqdm(todo, unit="answer", desc="explore"):
         question, line = questions[place], lines[place]
         assert isinstance(question, Trajectory)
         path = asking.root / str(question.path)
@@ -263,7 +276,7 @@ def _explore(
         one |= {"answer": scored.given, "expected": scored.expected, "right": scored.is_right}
         if generation.text != line["text"]:
             print(f"{question.id}: answered otherwise alone than in its batch", file=sys.stderr)
-        write_explored(folder, number, one)
+        write_explored(folder, place, one)
 
 
 def _told(benchmark: Benchmark, question: Trajectory) -> dict[str, Any]:
@@ -277,18 +290,26 @@ def _told(benchmark: Benchmark, question: Trajectory) -> dict[str, Any]:
     }
 
 
-def _add_cost(path: pathlib.Path, cost: Counter[str], seconds: float) -> None:
-    """Adds what this start of a run took to what those before it took."""
-    if not cost:
-        return
-    total = Counter(json.loads(path.read_text()) if path.is_file() else {})
-    memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    device = f"{jax.local_devices()[0].device_kind} x{jax.local_device_count()}"
-    for name in ("peak_memory", "device"):
-        total.pop(name, None)
-    total.update({"seconds": seconds, **cost})
-    found = {name: round(value, 4) for name, value in total.items()}
-    write_text(path, json.dumps({**found, "peak_memory": memory, "device": device}) + "\n")
+def _keep_cost(folder: pathlib.Path, cost: Counter[str], seconds: float) -> None:
+    """Writes what this start of a run took; each has a file of its own, on whatever host."""
+    device = jax.local_devices()[0]
+    told = {name: round(value, 4) for name, value in {**cost, "seconds": seconds}.items()}
+    told["peak_memory"] = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    told["device"] = f"{device.device_kind} x{jax.local_device_count()}"
+    folder.mkdir(exist_ok=True)
+    write_text(folder / f"{uuid.uuid4().hex}.json", json.dumps(told) + "\n")
+
+
+def _total_cost(folder: pathlib.Path) -> dict[str, Any]:
+    """The sum over all starts; a start that was killed has told nothing."""
+    starts = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    memory = [start.pop("peak_memory") for start in starts]
+    devices = sorted({start.pop("device") for start in starts})
+    total = Counter(dict.fromkeys(_COUNTED, 0))
+    for start in starts:
+        total.update(start)
+    known = [size for size in memory if size is not None]
+    return {**total, "peak_memory": max(known, default=None), "device": ", ".join(devices)}
 
 
 def _tell(out: pathlib.Path, told: dict[str, Any], lines: list[dict[str, Any]]) -> int:

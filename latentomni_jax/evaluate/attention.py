@@ -27,7 +27,7 @@ from latentomni_jax.backbone.thinker import Thinker
 from latentomni_jax.backbone.types import Array
 from latentomni_jax.evaluate.replay import Replay
 from latentomni_jax.latent.masks import flow_mask
-from latentomni_jax.layout import InputError, LatentSpec, Role, VisionPart, bucket
+from latentomni_jax.layout import AudioPart, InputError, LatentSpec, Role, bucket
 from latentomni_jax.model import LatentOmni
 
 KINDS = ("video", "audio", "latent", "text")
@@ -173,7 +173,7 @@ def picture_grid(model: LatentOmni, row: Replay) -> tuple[int, int, int]:
         raise InputError(
             f"attention over a clip needs a prompt with one clip, this one has {len(row.media)}"
         )
-    if not row.media or not isinstance(row.media[0], VisionPart):
+    if not row.media or isinstance(row.media[0], AudioPart):
         return 0, 0, 0
     time, height, width = row.media[0].grid
     merge = model.config.vision.merge_size

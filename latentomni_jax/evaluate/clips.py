@@ -23,6 +23,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
+from data_pipeline.shards import write_text
 from latentomni_jax.backbone.positions import Clock
 from latentomni_jax.evaluate.answers import Media, read_part
 from latentomni_jax.layout import AudioPart, EncodedPart, InputError, VisionPart
@@ -44,7 +45,7 @@ class FeatureStore:
         text = json.dumps(identity, indent=1, sort_keys=True) + "\n"
         self._folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / "spec.json").write_text(text, encoding="utf-8")
+        write_text(self._folder / "spec.json", text)
 
     def place(self, clip: Path, kind: str) -> Path:
         """Where the features of a file are. Raises OSError where it cannot be read."""

@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from latentomni_jax.evaluate.runs import Run, outcome
-from latentomni_jax.evaluate.scores import mcnemar
+from latentomni_jax.evaluate.runs import Run
+from latentomni_jax.evaluate.scores import mcnemar, outcome
 
 SLOTS = ("num_visual", "num_audio")  # options that a sweep over K or its split changes together
 

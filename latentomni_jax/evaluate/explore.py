@@ -40,7 +40,7 @@ from latentomni_jax.evaluate.attention import (
     picture_grid,
 )
 from latentomni_jax.evaluate.replay import Replay, replay
-from latentomni_jax.layout import Clip, InputError, LatentSpec, Part, Role, VisionPart
+from latentomni_jax.layout import AudioPart, Clip, InputError, LatentSpec, Part, Role
 from latentomni_jax.model import Generation, LatentOmni
 
 _DIGITS = 6  # of shares
@@ -126,7 +126,7 @@ def explored_row(
             blocks.append(_block(model.latent, *maps))
         elif text := model.tokenizer.decode(row.token_ids[places].tolist()):
             pieces.append({"kind": "text", "text": text, "shares": shares})
-    pictures = [part for part in row.media if isinstance(part, VisionPart)]
+    pictures = [part for part in row.media if not isinstance(part, AudioPart)]
     scored = score(question, generation)
     expected = scored.expected or None
     one = {

@@ -20,6 +20,7 @@ from latentomni_jax.latent.decode import latent_input
 from latentomni_jax.latent.trajectory import PROMPT_BUCKETS, collate, slot_positions
 from latentomni_jax.layout import (
     AudioPart,
+    EncodedPart,
     LatentSpec,
     Part,
     Role,
@@ -51,7 +52,7 @@ class Replay(NamedTuple):
     token_ids: np.ndarray
     prompt_length: int
     length: int
-    media: tuple[VisionPart | AudioPart, ...]
+    media: tuple[VisionPart | AudioPart | EncodedPart, ...]
 
 
 def replay(

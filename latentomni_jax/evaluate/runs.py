@@ -13,13 +13,12 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from latentomni_jax.evaluate.scores import Tally
+from latentomni_jax.evaluate.scores import Tally, outcome
 from latentomni_jax.layout import InputError
 
 SCORES, COST, ANSWERS, EXPLORE = "scores.json", "cost.json", "answers.jsonl", "explore"
-Outcome = Literal["right", "wrong", "unparsed", "failed"]
 T = TypeVar("T")
 
 
@@ -77,15 +76,6 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
             break
         names = ["/".join(path.parts[-size:]) for path in paths]
     return [_read_run(path, name) for path, name in zip(paths, names, strict=True)]
-
-
-def outcome(line: dict[str, Any]) -> Outcome:
-    """What became of the question of a line of answers."""
-    if "error" in line:
-        return "failed"
-    if line["answer"] is None:
-        return "unparsed"
-    return "right" if line["right"] else "wrong"
 
 
 def _read_run(folder: Path, name: str) -> Run:

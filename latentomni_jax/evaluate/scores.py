@@ -10,12 +10,13 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import scipy.stats
 
 Line = Mapping[str, Any]  # of a file of answers, see `generate.answer_window`
+Outcome = Literal["right", "wrong", "unparsed", "failed"]
 _RESAMPLES = 2000
 _CONFIDENCE = 0.95
 
@@ -45,20 +46,28 @@ class Tally:
 
     @classmethod
     def of(cls, lines: Sequence[Line]) -> Tally:
-        failed = sum("error" in line for line in lines)
-        answered = sum(line.get("answer") is not None for line in lines)
-        right = sum(bool(line.get("right")) for line in lines)
+        counts = collections.Counter(map(outcome, lines))
+        right, answered = counts["right"], counts["right"] + counts["wrong"]
         return cls(
             total=len(lines),
             answered=answered,
-            unparsed=len(lines) - answered - failed,
-            failed=failed,
+            unparsed=counts["unparsed"],
+            failed=counts["failed"],
             right=right,
             accuracy=right / max(len(lines), 1),
             interval=interval(lines),
             accuracy_answered=right / answered if answered else None,
-            interval_answered=interval([x for x in lines if x.get("answer") is not None]),
+            interval_answered=interval([x for x in lines if outcome(x) in ("right", "wrong")]),
         )
+
+
+def outcome(line: Line) -> Outcome:
+    """What became of a question."""
+    if "error" in line:
+        return "failed"
+    if line["answer"] is None:
+        return "unparsed"
+    return "right" if line["right"] else "wrong"
 
 
 def interval(lines: Sequence[Line]) -> tuple[float, float] | None:
@@ -69,7 +78,7 @@ def interval(lines: Sequence[Line]) -> tuple[float, float] | None:
     clips: dict[tuple[str, int], list[int]] = collections.defaultdict(lambda: [0, 0])
     for place, line in enumerate(lines):
         counts = clips[(line["video"], 0) if "video" in line else ("", place)]
-        counts[0] += bool(line.get("right"))
+        counts[0] += outcome(line) == "right"
         counts[1] += 1
     if len(clips) < 2:
         return None

@@ -117,7 +117,8 @@ def lay_out(
             continue
         num_audio = _audio_tokens(part)
         if part.kind == "audio":
-            span = audio_span(start, num_audio or 0)
+            assert num_audio is not None  # a recording is its sound
+            span = audio_span(start, num_audio)
         else:
             span = vision_span(
                 config, start, part.grid, part.seconds, num_audio_tokens=num_audio, clock=clock

@@ -255,3 +255,16 @@ def train_sentencepiece(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "tokenizer.model").write_bytes(model.getvalue())
+
+
+class TextStream:
+    """Text as it grows; holds back a character whose bytes are not all there yet."""
+
+    def __init__(self, tokenizer: Tokenizer | None):
+        self.tokenizer, self.shown = tokenizer, ""
+
+    def push(self, ids: list[int]) -> str:
+        text = self.tokenizer.decode(ids).rstrip("�") if self.tokenizer else ""
+        new = text[len(self.shown) :] if text.startswith(self.shown) else ""
+        self.shown += new
+        return new

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from latentomni_jax.evaluate.pages.report import STYLE
-from latentomni_jax.evaluate.runs import Run, outcome
+from latentomni_jax.evaluate.runs import Run
+from latentomni_jax.evaluate.scores import outcome
 from latentomni_jax.layout import InputError
 
 Media = Literal["embed", "link", "none"]

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from latentomni_jax.commands import answer
-from latentomni_jax.weights.checkpoint import load_model
-from latentomni_jax.weights.quantize import weights_of
+from latentomni_jax.commands.decoding import load
 from tests.commands.conftest import Ran
 
 KEYS = [
@@ -92,13 +91,13 @@ def test_int8_weights_are_asked_for_where_the_model_is_loaded(latentomni, tiny_m
     loaded = []
 
     def watched(*args, **kwargs):
-        loaded.append(load_model(*args, **kwargs))
+        loaded.append(load(*args, **kwargs))
         return loaded[-1]
 
-    monkeypatch.setattr(answer, "load_model", watched)
+    monkeypatch.setattr(answer, "load", watched)
     ask = ("answer", "--model", tiny_model, "--question", "Which?", "--json", *SHORT)
     answer_of(latentomni(*ask, "--weights", "int8"))
-    assert [weights_of(model.params) for model in loaded] == ["int8"]
+    assert [model.thinker.weights for model in loaded] == ["int8"]
     ran = latentomni(*ask, "--weights", "int4")
     assert ran.code == 2 and "choose from" in ran.err
 

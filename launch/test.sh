@@ -14,4 +14,4 @@ export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 # Tests marked tpu_compile compile for TPU topologies, with libtpu and without a TPU.
 export TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1
 prepare_environment test
-exec python -m pytest -q -n 2 "$@"
+exec python -m pytest -q -n 2 --dist worksteal "$@"

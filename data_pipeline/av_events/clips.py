@@ -18,8 +18,10 @@ SIZE, FPS, RATE = (320, 240), 24, 44_100  # width and height in pixels; frames, 
 SHAPES = ("disc", "square", "triangle")
 COLOURS = ((230, 80, 60), (70, 170, 90), (60, 110, 220))
 TONES = (262.0, 392.0, 523.0)  # Hz: C, G, C
+# Pictures in half of the default preset's time, sound in two thirds of the default coder's: as
+# close to what was drawn, in files a tenth larger.
+_FAST_H264, _FAST_AAC = {"preset": "superfast"}, {"aac_coder": "fast"}
 # With several threads or a lookahead, x264 writes other bytes each time.
-_FAST = {"aac_coder": "fast"}  # a third less time than the default coder
 _REPEATABLE = {"threads": "1", "rc-lookahead": "0"}
 
 
@@ -69,14 +71,14 @@ def write_clip(
       sound: f32[C,N], one or two channels at `rate` samples per second; None for no track.
       quality: x264's constant rate factor, less is better; default is x264's.
     """
-    options = _REPEATABLE | ({} if quality is None else {"crf": str(quality)})
+    options = _FAST_H264 | _REPEATABLE | ({} if quality is None else {"crf": str(quality)})
     with av.open(str(path), "w", format="mp4") as container:
         video = container.add_stream("h264", rate=fps, options=options)
         video.pix_fmt = "yuv420p"
         audio, layout = None, "mono"
         if sound is not None:
             layout = "stereo" if len(sound) == 2 else "mono"
-            audio = container.add_stream("aac", rate=rate, layout=layout, options=_FAST)
+            audio = container.add_stream("aac", rate=rate, layout=layout, options=_FAST_AAC)
         for number, picture in enumerate(pictures):
             if not number:
                 video.height, video.width = picture.shape[:2]

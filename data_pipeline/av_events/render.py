@@ -18,6 +18,7 @@ _CENTRES = {"left": (-22, 0), "right": (22, 0), "top": (0, -22), "bottom": (0, 2
 _RADIUS, _SWING = 22.0, 12.0  # pixels
 _HERTZ = {"low": 160.0, "middle": 500.0, "high": 1600.0}
 _FADE = 0.02  # seconds at the ends of a sound
+_ROWS, _COLUMNS = np.mgrid[:SIDE, :SIDE].astype(np.float32) + 0.5 - SIDE / 2  # from the middle
 
 
 def render(path: str | os.PathLike, timeline: Timeline, seed: int) -> None:
@@ -62,8 +63,7 @@ def inside(thing: Thing, share: float) -> np.ndarray:
     x0 += _SWING * (2 * share - 1) * (thing.motion == "sliding")
     y0 += _SWING * (2 * share - 1) * (thing.motion == "falling")
     size = _RADIUS * (0.5 + 0.5 * share if thing.motion == "growing" else 1.0)
-    y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32) + 0.5 - SIDE / 2
-    x, y = (x - x0) / size, (y - y0) / size
+    x, y = (_COLUMNS - x0) / size, (_ROWS - y0) / size
     radius, side = np.hypot(x, y), np.maximum(abs(x), abs(y))
     return {
         "disc": radius < 1,

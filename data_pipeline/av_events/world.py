@@ -248,7 +248,7 @@ def _draw_short(rng, dial, kind):
 def draw_thing(rng: np.random.Generator) -> Thing:
     """A thing that training shows, with a place and a motion."""
     thing = KNOWN_THINGS[rng.integers(len(KNOWN_THINGS))]
-    place, motion = str(rng.choice(PLACES)), str(rng.choice(MOTIONS))
+    place, motion = _one_of(rng, PLACES), _one_of(rng, MOTIONS)
     return dataclasses.replace(thing, place=place, motion=motion)
 
 
@@ -267,6 +267,11 @@ def draw_sounds(
         rng, KNOWN_SOUNDS, count, lambda sound: sound if alike else sound.voice, chosen
     )
     return [chosen[i] for i in rng.permutation(count)]
+
+
+def _one_of(rng, values):
+    """What `rng.choice` would draw, without making an array of the values first."""
+    return values[rng.integers(len(values))]
 
 
 def _different(rng, values, count, key, chosen=()):
@@ -301,7 +306,7 @@ def _try_things(rng, dial, novel):
     shapes, things = rng.permutation(SHAPES), []
     for i in range(dial.moments + dial.alone):
         # Three pairs; further things have other shapes, so that a pair stays a pair.
-        shape = str(shapes[i // 2] if i < _CORE else rng.choice(shapes[3:]))
+        shape = str(shapes[i // 2] if i < _CORE else _one_of(rng, shapes[3:]))
         colours = [
             colour
             for colour in COLOURS
@@ -310,8 +315,8 @@ def _try_things(rng, dial, novel):
         ]
         if not colours:
             break
-        place, motion = str(rng.choice(PLACES)), str(rng.choice(MOTIONS))
-        things.append(Thing(str(rng.choice(colours)), shape, place, motion))
+        place, motion = _one_of(rng, PLACES), _one_of(rng, MOTIONS)
+        things.append(Thing(_one_of(rng, colours), shape, place, motion))
     return things
 
 

@@ -19,7 +19,8 @@ LATENT = LatentSpec(pad_id=60, trigger_id=61, stop_id=62)
 
 @pytest.fixture(scope="module")
 def params():
-    return random_params(CONFIG)
+    """Small ones: with weights of unit size a rounding of one moves some logits by 5e-4."""
+    return jax.tree.map(lambda x: (0.3 * x).astype(x.dtype), random_params(CONFIG))
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_a_mesh_gets_the_same_int8_weights_and_computes_the_same(directories):
         with jax.set_mesh(mesh):
             ids = jax.device_put(ids, NamedSharding(mesh, P(("data", "fsdp"))))
             ours = text_logits(thinker, sharded, ids)
-        np.testing.assert_allclose(ours, expected, atol=2e-4, rtol=1e-5)
+        np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=1e-5)
         """,
         *directories,
     )

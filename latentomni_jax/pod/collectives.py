@@ -224,14 +224,15 @@ def _step(body: list[_Line], place: re.Match | None) -> int | None:
 
 
 def _constants(lines: list[_Line]) -> dict[str, int]:
-    """Whole numbers of a computation, by name."""
-    return {
-        inner.name: int(found.group(1))
-        for inner in lines
-        if inner.op == "constant"
-        and inner.shape.startswith(("s32[]", "u32[]"))
-        and (found := re.match(r"(\d+)\)", inner.rest))
-    }
+    """Whole numbers of a computation, and copies of them, by name."""
+    numbers: dict[str, int] = {}
+    for inner in lines:
+        if inner.op == "constant" and inner.shape.startswith(("s32[]", "u32[]")):
+            if found := re.match(r"(\d+)\)", inner.rest):
+                numbers[inner.name] = int(found.group(1))
+        elif inner.op == "copy" and (source := _operands(inner)[0]) in numbers:
+            numbers[inner.name] = numbers[source]
+    return numbers
 
 
 def _operands(line: _Line) -> list[str]:

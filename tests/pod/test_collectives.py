@@ -183,6 +183,16 @@ def test_metadata_of_several_lines_ends_no_computation(mesh):
         read_collectives(TEXT.partition("ENTRY")[0], mesh, Topology.parse("v5e:2x2"))
 
 
+@pytest.mark.tpu_compile
+def test_a_counter_may_add_a_copy_of_its_step(mesh):
+    """As in the 7B step on two slices, fully optimised."""
+    text = TEXT.replace("add(%before, %one)", "add(%before, %copy)").replace(
+        "  %next", "  %copy = s32[]{:T(128)} copy(%one), backend_config={}\n  %next"
+    )
+    (one,) = read_collectives(text, mesh, Topology.parse("v5e:2x2"))
+    assert one.count == 7
+
+
 def test_names_of_topologies():
     two = Topology.parse("2*v5e:4x4")
     assert (two.size, two.layout, str(two)) == (32, (4, 4), "2*v5e:4x4")

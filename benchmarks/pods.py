@@ -69,9 +69,11 @@ def certificates(command: str, quick: bool) -> list[dict]:
     done = subprocess.run(
         [sys.executable, "-m", "latentomni_jax", *words], cwd=ROOT, capture_output=True, text=True
     )
-    if done.returncode not in (0, 1):
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    # 1 says that something does not fit, and is also what Python ends with where it breaks off.
+    if done.returncode not in (0, 1) or "Traceback" in done.stderr or not found:
         raise SystemExit(f"{command}\n{done.stderr[-2000:]}")
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return found
 
 
 def section(command: str, found: list[dict]) -> list[str]:

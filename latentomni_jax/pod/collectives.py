@@ -89,8 +89,8 @@ def read_collectives(
                 group = max(_groups(line.rest, len(devices)), key=len)
             if len(group) < 2:
                 continue
-            size = _size(kind, line)
             n = len(group)
+            size = _size(line, n)
             share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1}.get(kind, (n - 1) / n)
             received = round(size * share)
             where = re.search(r'op_name="([^"]*)"', line.rest)
@@ -239,18 +239,17 @@ def _operands(line: _Line) -> list[str]:
     return re.findall(r"%([\w.\-]+)", line.rest.partition(")")[0])
 
 
-def _size(kind: str, line: _Line) -> int:
+def _size(line: _Line, chips: int) -> int:
     """Bytes of the whole array: what is gathered, or what is reduced or exchanged."""
-    shape = line.shape
-    arrays = [_bytes(*array) for array in _ARRAY.findall(shape)]
+    arrays = [_bytes(*array) for array in _ARRAY.findall(line.shape)]
     if line.op == "collective-permute-start":
         return arrays[0]  # then its copy, and two flags
-    if line.op == "all-gather-start":
-        return max(arrays)
+    if line.op in ("all-gather-start", "reduce-scatter-start"):
+        return max(arrays)  # a chip's part and the whole
+    if line.op == "reduce-scatter":
+        return chips * sum(arrays)  # of which each chip is left with a part
     if line.op == "recv":
         return arrays[0]  # then a context
-    if kind == "reduce-scatter" and line.op == "reduce-scatter":
-        raise ValueError("a reduce-scatter of its own")  # libtpu fuses it; see the caller
     return sum(arrays)
 
 

@@ -193,6 +193,15 @@ def test_a_counter_may_add_a_copy_of_its_step(mesh):
     assert one.count == 7
 
 
+@pytest.mark.tpu_compile
+def test_a_reduce_scatter_of_its_own_is_told_by_the_part_that_is_left(mesh):
+    """Most are fused with their slice; the text of those has the whole."""
+    text = TEXT.replace("= f32[8,4]{1,0} all-reduce(", "= f32[4,4]{1,0} reduce-scatter(")
+    (one,) = read_collectives(text, mesh, Topology.parse("v5e:2x2"))
+    assert (one.kind, one.axes, one.count) == ("reduce-scatter", ("tensor",), 7)
+    assert (one.size, one.received) == (128, 64)
+
+
 def test_names_of_topologies():
     two = Topology.parse("2*v5e:4x4")
     assert (two.size, two.layout, str(two)) == (32, (4, 4), "2*v5e:4x4")

@@ -1,8 +1,8 @@
 """The table of docs/pods.md: what `latentomni aot` says of the configs on real topologies.
 
-    python benchmarks/pods.py              # every row; half an hour or more on two cores
-    python benchmarks/pods.py v5e:4x8      # rows that have these words in their command
-    python benchmarks/pods.py --full       # optimised as for a run: some times longer
+    python benchmarks/pods.py --full          # every row, optimised as for a run: 20 minutes or more
+    python benchmarks/pods.py --full v5e:4x8  # rows that have these words in their command
+    python benchmarks/pods.py                 # compiled quickly: memory is an estimate
 
 Needs libtpu, no TPU. Certificates are kept in docs/pods.json, from which the table is written; rows
 that are not run stay as they are. A test compiles some of them again and compares.

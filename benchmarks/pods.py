@@ -1,6 +1,6 @@
 """The table of docs/pods.md: what `latentomni aot` says of the configs on real topologies.
 
-    python benchmarks/pods.py --full          # every row, optimised as for a run: 20 minutes or more
+    python benchmarks/pods.py --full          # every row, optimised as for a run: 20 minutes
     python benchmarks/pods.py --full v5e:4x8  # rows that have these words in their command
     python benchmarks/pods.py                 # compiled quickly: memory is an estimate
 

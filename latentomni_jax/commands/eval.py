@@ -201,7 +201,7 @@ def run(args: argparse.Namespace) -> int:
         "model": args.model.name,
         "options": {name: value for name, value in asked.items() if value is not None},
         **scores(lines, benchmark.axes),
-        "published": dict(benchmark.published),
+        "published": dict(benchmark.published), "published_by": benchmark.published_by,
     }  # fmt: skip
     write_text(args.out / SCORES, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     _explore(args, questions, lines, asking, latent)

@@ -31,6 +31,7 @@ class Run:
       benchmark, title, style, model: names. options: how the questions were asked.
       axes: axis -> value -> tally. rules: rule -> answers that it found.
       positions: letter -> (times given, times expected). published: model -> accuracy in %.
+      published_by: axis -> model -> value -> accuracy in %.
       cost, answers: as their files have them. explored: files of questions to look into.
     """
 
@@ -46,6 +47,7 @@ class Run:
     rules: dict[str, int]
     positions: dict[str, tuple[int, int]]
     published: dict[str, float]
+    published_by: dict[str, dict[str, dict[str, float]]]
     cost: dict[str, Any]
     answers: list[dict[str, Any]]
     explored: list[Path]
@@ -121,8 +123,16 @@ def _scores(taken: dict[str, Any]) -> dict[str, Any]:
             letter: (int(counts["given"]), int(counts["expected"]))
             for letter, counts in taken["positions"].items()
         },
-        "published": {model: float(number) for model, number in taken["published"].items()},
+        "published": _numbers(taken["published"]),
+        "published_by": {
+            axis: {model: _numbers(by_value) for model, by_value in by_model.items()}
+            for axis, by_model in taken["published_by"].items()
+        },
     }
+
+
+def _numbers(taken: dict[str, Any]) -> dict[str, float]:
+    return {name: float(number) for name, number in taken.items()}
 
 
 def _cost(taken: dict[str, Any]) -> dict[str, Any]:

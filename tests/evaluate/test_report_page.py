@@ -201,6 +201,7 @@ def test_hostile_texts_are_shown_and_do_nothing(tmp_path):
     run = make_run(
         tmp_path / "_run", [hostile, failed], explored=[explored], model=HOSTILE, title=HOSTILE,
         style=HOSTILE, options={HOSTILE: HOSTILE}, published={HOSTILE: 1.0}, rules={HOSTILE: 1},
+        published_by={HOSTILE: {HOSTILE: {HOSTILE: 1.0}}},
         positions={HOSTILE: {"given": 1, "expected": 1}},
     )  # fmt: skip
     other = make_run(tmp_path / "b", [hostile, failed], title=HOSTILE, style=HOSTILE, model=HOSTILE)

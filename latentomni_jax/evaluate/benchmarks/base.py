@@ -47,7 +47,8 @@ class Benchmark:
       styles: by name; "own" is its authors', "boxed" asks for reasoning and a box.
       view: what the model is given of a clip. needs_sound: a prompt without audio tokens is an
         error.
-      published: accuracies in %, by model, as the LatentOmni paper prints them.
+      published: accuracies in %, by model, as the LatentOmni paper prints them (Table 1; Table 3).
+      published_by: axis -> model -> value of the axis -> the same (Table 2, Table 3).
     """
 
     name: str
@@ -58,6 +59,9 @@ class Benchmark:
     view: View = "both"
     needs_sound: bool = True
     published: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    published_by: Mapping[str, Mapping[str, Mapping[str, float]]] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 # What the house asks all of its questions with, so that benchmarks can be compared. Reasoning

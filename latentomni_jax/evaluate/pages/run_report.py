@@ -117,10 +117,8 @@ def _in_short(runs: Sequence[Run]) -> str:
     for title, ours in _by_title(runs).items():
         rows = [("ours", [run.name, run.style, run.model, *_tally(run.overall)]) for run in ours]
         published = {model: number for run in ours for model, number in run.published.items()}
-        blank = [""] * (len(_HEAD) - 1)
         rows += [
-            ("", [model, "published", "", f"{number:.1f}", *blank])
-            for model, number in published.items()
+            ("", [model, "published", "", *_cited(number)]) for model, number in published.items()
         ]
         head = [title, "style", "model", *_HEAD]
         out.append(_table(head, rows))
@@ -132,12 +130,19 @@ def _breakdowns(runs: Sequence[Run]) -> str:
     for axis in dict.fromkeys(axis for run in runs for axis in run.axes):
         tallies = {run.name: run.axes[axis] for run in runs if axis in run.axes}
         values = dict.fromkeys(value for by_value in tallies.values() for value in by_value)
-        rows = [
-            ("", [value, name, *_tally(by_value[value])])
-            for value in values
-            for name, by_value in tallies.items()
-            if value in by_value
-        ]
+        cited = {
+            f"{model}, published": by_value
+            for run in runs
+            for model, by_value in run.published_by.get(axis, {}).items()
+        }
+        rows = []
+        for value in values:
+            for name, by_value in tallies.items():
+                if value in by_value:
+                    rows.append(("ours", [value, name, *_tally(by_value[value])]))
+            for name, by_value in cited.items():
+                if value in by_value:
+                    rows.append(("", [value, name, *_cited(by_value[value])]))
         uri = run_plots.breakdown(tallies)
         table = _table([axis, "run", *_HEAD], rows)
         out.append(
@@ -226,6 +231,11 @@ def _options(runs: Sequence[Run]) -> str:
 # ------------------------------------------------------------------------- details
 
 _HEAD = ["of all, %", "", "of answered, %", "", "right", *_COUNTS]
+
+
+def _cited(percent: float) -> list[str]:
+    """The cells under `_HEAD` of a number that others have published."""
+    return [f"{percent:.1f}", *[""] * (len(_HEAD) - 1)]
 
 
 def _tally(tally: Tally) -> list[str]:

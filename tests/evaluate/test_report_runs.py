@@ -78,8 +78,8 @@ def test_numbers_are_those_of_the_files(runs, page):
         assert [model, "published", "", f"{number:.1f}"] == next(
             row[:4] for row in rows if row[0] == model
         )
-    cited = [row[:3] for row in rows if row[1].endswith(", published")]
-    assert cited == [["30s", "LatentOmni, published", "68.2"]]  # no run has clips of 120 s
+    cited = [row[:3] for row in rows if row[1].endswith(", published)")]
+    assert cited == [["30s", "LatentOmni (Daily-Omni, published)", "68.2"]]  # none has 120 s
     right = [[line.get("right", False) for line in make_lines(140, s)] for s in (1, 3)]
     counts = [sum(b and not a for a, b in zip(*right, strict=True)),
               sum(a and not b for a, b in zip(*right, strict=True))]  # fmt: skip

@@ -47,8 +47,8 @@ class Benchmark:
       styles: by name; "own" is its authors', "boxed" asks for reasoning and a box.
       view: what the model is given of a clip. needs_sound: a prompt without audio tokens is an
         error.
-      published: accuracies in %, by model, as the LatentOmni paper prints them (Table 1; Table 3).
-      published_by: axis -> model -> value of the axis -> the same (Table 2, Table 3).
+      published: accuracies in %, by model, as the LatentOmni paper prints them (Tables 1 and 3).
+      published_by: axis -> model -> value of the axis -> the same (Tables 2 and 3).
     """
 
     name: str

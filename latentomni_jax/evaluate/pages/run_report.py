@@ -131,7 +131,7 @@ def _breakdowns(runs: Sequence[Run]) -> str:
         tallies = {run.name: run.axes[axis] for run in runs if axis in run.axes}
         values = dict.fromkeys(value for by_value in tallies.values() for value in by_value)
         cited = {
-            f"{model}, published": by_value
+            f"{model} ({run.title}, published)": by_value
             for run in runs
             for model, by_value in run.published_by.get(axis, {}).items()
         }

@@ -186,12 +186,12 @@ def plan_records(
     skipped: list[Skipped] = []
     found = 0
     for i in range(len(records)):
-        trajectory, media = records.sizes(i)
         need = None
-        if not wanted.search(trajectory.id):
+        if not wanted.search(records.id(i)):
             needs.append(need)
             continue
         found += 1
+        trajectory, media = records.sizes(i)
         try:
             need = measure(example_parts(tokenizer, trajectory, media, reasoning=reasoning))
             if not any(shape.fits(need) for shape in shapes):

@@ -86,6 +86,10 @@ class Records:
         """The i-th trajectory. Raises IndexError."""
         return self._entry(i)[0]
 
+    def id(self, i: int) -> str:
+        """The i-th trajectory's id, without a look at the rest. Raises IndexError."""
+        return self._parsed(i)["trajectory"]["id"]
+
     def sizes(self, i: int) -> tuple[Trajectory, Media]:
         """The i-th trajectory with media of the right shapes and times, but blank; reads none."""
         trajectory, entry = self._entry(i)
@@ -119,11 +123,13 @@ class Records:
             )
 
     def _entry(self, i: int) -> tuple[Trajectory, dict[str, Any]]:
+        entry = self._parsed(i)
+        return parse_object(entry["trajectory"], f"{self.directory / 'index.jsonl'}:{i + 1}"), entry
+
+    def _parsed(self, i: int) -> dict[str, Any]:
         if not 0 <= i < len(self):
             raise IndexError(f"record {i} of {len(self)}")
-        where = f"{self.directory / 'index.jsonl'}:{i + 1}"
-        entry = json.loads(self._lines[i])
-        return parse_object(entry["trajectory"], where), entry
+        return json.loads(self._lines[i])
 
     def _blank(self, size: dict[str, Any]) -> VisionPart | AudioPart:
         spec, mel = self.media_spec, None

@@ -45,7 +45,12 @@ from launch import demo
 
 __doc__ += " " + "; ".join(f"{group} ({', '.join(rows)})" for group, rows in GROUPS.items()) + "."
 REFERENCE = "latentomni"  # what others are compared with
-_STEPS = demo.FULL.steps | {STAGES[-1]: STEPS, "further": FURTHER_STEPS}
+# The demo has smaller worlds and shorter stages, to be done in its time.
+_CLIPS = 3000
+_STEPS = {
+    **{"senses": 600, "base": 1300, "order": 700},
+    **{STAGES[-1]: STEPS, "further": FURTHER_STEPS},
+}
 _STEPS_OF = {STAGES[-1]: "of a row", "further": "of a row that goes on from another"}
 _OUT = Path("runs/ablate")
 _SIZES = "study.json"
@@ -69,9 +74,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(0 1 2)")
     parser.add_argument("--out", type=Path, default=_OUT, help="(%(default)s)")
     parser.add_argument("--questions", type=int, default=400, help="asked each row (%(default)s)")
-    parser.add_argument(
-        "--clips", type=int, default=demo.FULL.clips, help="of each world (%(default)s)"
-    )
+    parser.add_argument("--clips", type=int, default=_CLIPS, help="of each world (%(default)s)")
     for stage, steps in _STEPS.items():
         told = f"{_STEPS_OF.get(stage, 'of the stage before rows')} (%(default)s)"
         parser.add_argument(f"--{stage}-steps", type=int, default=steps, help=told)

@@ -1,7 +1,8 @@
 """The method in small, from an empty folder: clips, training, latent answers, scores, a page.
 
-    python -m launch.demo                12 to 35 minutes on two cores, recent or older
-    python -m launch.demo --quick        a few minutes: everything smaller, and little is learned
+    python -m launch.demo                15 minutes on two cores: slow ones train for fewer steps
+    python -m launch.demo --minutes 40   with time for all steps on almost any machine
+    python -m launch.demo --quick        3 minutes: everything smaller, and little is learned
 
 A million parameters learn a drawn world of sights and sounds from nothing, through every part of
 the real system: mp4 files, feature cache, four stages of training, decoding with latent blocks.
@@ -12,7 +13,6 @@ it goes on where it was.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import logging
@@ -20,7 +20,7 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tqdm
@@ -38,6 +38,7 @@ from latentomni_jax.model import LatentOmni
 from latentomni_jax.train.config import load
 from latentomni_jax.train.host import keep_freed_memory
 from latentomni_jax.train.loop import Trainer
+from launch.agenda import Agenda, Part
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 VIEWS: dict[View, str] = {
@@ -52,47 +53,39 @@ MAX_NEW_TOKENS = 64  # the longest trajectory has 46
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How much is done. Attributes: steps: of every stage (a study's has its own beside them)."""
+    """How much is done.
+
+    Attributes:
+      steps: of every stage that is trained (a study's has its own beside them).
+      one_shape: a stage's batches all have one shape, for which one program is compiled; made for
+        few steps, of which each takes longer.
+    """
 
     clips: int
     questions: int
     steps: dict[str, int]
+    one_shape: bool = False
 
     @property
-    def seconds(self) -> dict[str, float]:
-        """About how long every part takes on two cores."""
-        stages = {stage: 10 + _STEP_SECONDS[stage] * n for stage, n in self.steps.items()}
+    def parts(self) -> dict[str, Part]:
+        """What there is to do, and how long it takes on two cores of a Zen 4."""
+        begun, slower = (25, 2) if self.one_shape else (40, 1)
+        stages = {
+            stage: Part(begun, slower * _STEP_SECONDS[stage], steps)
+            for stage, steps in self.steps.items()
+        }
         return {
-            "set": 15 + 0.025 * self.clips,
-            "cache": 3 + 0.015 * self.clips,
+            "set": Part(8 + 0.035 * self.clips),
+            "cache": Part(3 + 0.025 * self.clips),
             **stages,
-            "answers": 30 + 0.1 * self.questions,
+            "answers": Part(25 + 0.05 * self.questions),
         }
 
 
-_STEP_SECONDS = {"senses": 0.065, "base": 0.16, "order": 0.18, "latentomni": 0.26}
-FULL = Scale(3000, 400, {"senses": 600, "base": 1300, "order": 700, "latentomni": 600})
-QUICK = Scale(160, 120, {"senses": 150, "base": 80, "order": 20, "latentomni": 30})
-
-
-class Agenda:
-    """Says which part begins, and about how long the rest will take on this machine."""
-
-    def __init__(self, seconds: dict[str, float]):
-        self.left, self.planned, self.taken, self.count = dict(seconds), 0.0, 0.0, len(seconds)
-
-    @contextlib.contextmanager
-    def part(self, name: str, title: str) -> Iterator[None]:
-        pace = self.taken / self.planned if self.planned else 1.0
-        minutes = sum(self.left.values()) * pace / 60
-        number = self.count - len(self.left) + 1
-        line = f"[{number}/{self.count}] {title}"
-        print(f"\n{line}   (about {minutes:.0f} min left)\n{'-' * len(line)}", flush=True)
-        started = time.monotonic()
-        yield
-        planned, taken = self.left.pop(name), time.monotonic() - started
-        if taken > planned / 20:  # else it was done before, and says nothing about this machine
-            self.taken, self.planned = self.taken + taken, self.planned + planned
+_STEP_SECONDS = {"senses": 0.09, "base": 0.21, "order": 0.2, "latentomni": 0.34}
+_ENCODERS_STAY = ("order", "latentomni")  # by then they tell apart what there is
+FULL = Scale(2200, 400, {"senses": 600, "base": 1200, "order": 700, "latentomni": 550})
+QUICK = Scale(160, 120, {"base": 120, "latentomni": 30}, one_shape=True)
 
 
 def main() -> None:
@@ -101,30 +94,33 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="a smaller set, fewer steps")
     parser.add_argument("--seed", type=int, default=0, help="of the world and of the training")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="time to be done in: training is as long as fits (15, quick 3)",
+    )
     parser.add_argument("--out", type=Path, help="default is runs/demo, or runs/demo-quick")
     args = parser.parse_args()
     keep_freed_memory()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     out = args.out or Path("runs/demo-quick" if args.quick else "runs/demo")
     scale = QUICK if args.quick else FULL
-    agenda, started = Agenda(scale.seconds), time.monotonic()
+    limit = 60 * (args.minutes or (3 if args.quick else 15))
+    agenda, started = Agenda(scale.parts, limit, out / "steps.json"), time.monotonic()
     with agenda.part("set", "A world is drawn and played"):
         world, alone = make_world(out, scale, DIAL, args.seed)
     with agenda.part("cache", "Its clips become features"):
         make_cache(out)
     model_directory = None
-    for stage in TITLES:
-        with agenda.part(stage, TITLES[stage]):
-            model_directory = train(
-                f"av_events.py:{stage}", out, out / stage, scale.steps[stage], args.seed,
-                model_directory,
-            )  # fmt: skip
+    for stage in scale.steps:
+        with agenda.part(stage, TITLES[stage]) as steps:
+            model_directory = train_stage(stage, scale, steps, out, args.seed, model_directory)
     with agenda.part("answers", "Unseen clips are asked about"):
         model = LatentOmni.from_pretrained(model_directory)
         questions = read_jsonl(out / "events" / "test.jsonl")[0][: scale.questions]
         scores = evaluate(model, questions, out / "events")
         shown = show_one(model, questions, out / "events")
-        path = write_report(out, model, shown, scores, world, alone)
+        path = write_report(out, scale, model, shown, scores, world, alone)
     minutes = (time.monotonic() - started) / 60
     print(
         f"\n{path} has it all to look at ({minutes:.1f} min). Ask it about any clip of its world:"
@@ -172,11 +168,32 @@ def make_cache(out: Path) -> None:
         print(build_cache(data, out / "cache", spec, workers=os.cpu_count() or 1))
 
 
-def train(config: str, out: Path, workdir: Path, steps: int, seed: int, start: Path | None) -> Path:
+def train_stage(
+    stage: str, scale: Scale, steps: int, out: Path, seed: int, start: Path | None
+) -> Path:
+    """`train` for one of the demo's stages, with what makes it shorter than its config alone."""
+    settings = []
+    if stage in _ENCODERS_STAY:
+        settings.append("model.frozen=('vision/', 'audio/')")
+    if scale.one_shape:
+        shapes = load(f"{CONFIGS}/av_events.py:{stage}").shapes
+        settings.append(f"shapes=({_holding_all(shapes)},)")
+    return train(f"av_events.py:{stage}", out, out / stage, steps, seed, start, settings)
+
+
+def train(
+    config: str,
+    out: Path,
+    workdir: Path,
+    steps: int,
+    seed: int,
+    start: Path | None,
+    more: Sequence[str] = (),
+) -> Path:
     """Trains from an earlier stage's model, or from nothing; returns the model's directory.
 
     Args:
-      config: `FILE:NAME` in `configs/`. out: has `events` and `cache`.
+      config: `FILE:NAME` in `configs/`. out: has `events` and `cache`. more: settings.
     """
     settings = [
         f"seed={seed}",
@@ -184,6 +201,7 @@ def train(config: str, out: Path, workdir: Path, steps: int, seed: int, start: P
         f"data.cache={(out / 'cache').absolute()}",
         "log.tensorboard=False",
         f"model.directory={start}" if start else f"model.tokenizer={out / 'events' / 'tokenizer'}",
+        *more,
     ]
     trainer = Trainer(load(f"{CONFIGS / config}", settings), workdir.absolute())
     print(trainer.describe())
@@ -196,6 +214,13 @@ def train(config: str, out: Path, workdir: Path, steps: int, seed: int, start: P
     ended = f"loss {result.last['loss/total']:.3f}" if result.last else "finished before"
     print(f"{seen} samples seen; {ended}")
     return result.model
+
+
+def _holding_all(shapes: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Of every field the largest."""
+    shapes = list(shapes)
+    names = dict.fromkeys(name for shape in shapes for name in shape)
+    return {name: max(shape.get(name, 0) for shape in shapes) for name in names}
 
 
 # ---------------------------------------------------------------------------- showing
@@ -238,10 +263,10 @@ def show_one(model: LatentOmni, questions: list[Trajectory], root: Path) -> Show
     return shown
 
 
-def write_report(out, model, shown, scores, world, alone) -> Path:
+def write_report(out, scale, model, shown, scores, world, alone) -> Path:
     curves = {
         stage: [json.loads(line) for line in (out / stage / "metrics.jsonl").open()]
-        for stage in TITLES
+        for stage in scale.steps
     }
     whole = scores[VIEWS["both"]]["all"]
     facts = {

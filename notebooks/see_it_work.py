@@ -6,8 +6,8 @@
 # seen, partly in words and partly in latent states. It is `bash launch/demo.sh` in pieces.
 #
 # Run it from a checkout with `pip install -e '.[data,report]'` (on a TPU: `.[tpu,data,report]`). In
-# Colab, clone the repository and install it first. `FULL = True` takes what the demo takes, 12 to
-# 35 minutes on two cores; else every part runs in a few minutes and little is learned.
+# Colab, clone the repository and install it first. `FULL = True` takes 12 to 30 minutes on two
+# cores; else it is a few, two of four stages are trained, and little is learned.
 
 # %%
 import json
@@ -48,21 +48,18 @@ print(f"\nreasoning to learn:\n{question.reasoning}{question.answer}")
 # %% [markdown]
 # ## From nothing to latents
 #
-# Clips become features once, then four stages are trained: to see and to hear, what goes with what,
-# what comes after what, and reasoning with latents.
+# Clips become features once, then up to four stages are trained: to see and to hear, what goes with
+# what, what comes after what, and reasoning with latents.
 
 # %%
 demo.make_cache(out)
 model_directory = None
-for stage, title in demo.TITLES.items():
-    print(f"\n{title}")
-    steps = scale.steps[stage]
-    model_directory = demo.train(
-        f"av_events.py:{stage}", out, out / stage, steps, 0, model_directory
-    )
+for stage, steps in scale.steps.items():
+    print(f"\n{demo.TITLES[stage]}")
+    model_directory = demo.train_stage(stage, scale, steps, out, 0, model_directory)
 curves = {
     stage: [json.loads(line) for line in (out / stage / "metrics.jsonl").open()]
-    for stage in demo.TITLES
+    for stage in scale.steps
 }
 display(Image(plots.to_bytes(plots.loss_curves(curves))))
 

@@ -16,7 +16,7 @@ from launch import demo
 from tests.notebooks import execute
 
 ROOT = Path(__file__).parents[1]
-STAGES = {stage: demo.TITLES[stage] for stage in ("senses", "latentomni")}  # first and last
+STAGES = ("senses", "latentomni")  # first and last
 # Of so many clips the first step of the last stage has latent blocks.
 SMALL = demo.Scale(12, 6, dict.fromkeys(STAGES, 1))
 
@@ -25,7 +25,6 @@ def test_the_demo_from_an_empty_folder(tmp_path, monkeypatch, capfd):
     """With a step of two of its stages. One test, so that it is run once."""
     out, told = tmp_path / "out", io.StringIO()
     monkeypatch.setattr(demo, "QUICK", SMALL)
-    monkeypatch.setattr(demo, "TITLES", STAGES)
     monkeypatch.setattr(demo.build, "_MEASURED", 60)
     monkeypatch.setattr(sys, "argv", ["demo", "--quick", "--out", str(out)])
     monkeypatch.chdir(ROOT)
@@ -43,9 +42,9 @@ def it_tells_what_was_seen_and_how_it_went(told):
     assert "dial      easy: moments 6, alone 0" in told
     assert re.search(r"alone     best learned guess question \d+%, video \d+%, audio \d+%", told)
     assert told.count("samples seen; loss") == len(STAGES)
-    for part in range(1, len(SMALL.seconds) + 1):
-        assert f"[{part}/{len(SMALL.seconds)}] " in told
-    assert told.count("min left)") == len(SMALL.seconds)
+    for part in range(1, len(SMALL.parts) + 1):
+        assert f"[{part}/{len(SMALL.parts)}] " in told
+    assert told.count("min left)") == len(SMALL.parts)
     for view in demo.VIEWS.values():
         assert re.search(rf"{view} +\d+ of \d+ right, [\d.]+% \(chance 25%, p = ", told)
     assert "latentomni answer --model" in told
@@ -81,27 +80,13 @@ def the_notebook_shows_the_same(out, monkeypatch):
         sys.path.insert(0, {str(ROOT)!r})
         from launch import demo
         demo.QUICK = demo.{SMALL}
-        demo.TITLES = {STAGES}
         demo.build._MEASURED = 60"""
     told = execute("see_it_work", monkeypatch, {"OUT": out}, textwrap.dedent(small))
     assert "finished before" in told and "whole clip" in told and "expected" in told
-
-
-def test_the_agenda_learns_the_pace(capsys, monkeypatch):
-    clock = iter([0.0, 120.0, 120.0, 150.0])
-    monkeypatch.setattr(demo.time, "monotonic", lambda: next(clock))
-    agenda = demo.Agenda({"a": 60.0, "b": 300.0})
-    with agenda.part("a", "First"):
-        pass
-    with agenda.part("b", "Second"):
-        pass
-    told = capsys.readouterr().out
-    assert "[1/2] First   (about 6 min left)" in told
-    assert "[2/2] Second   (about 10 min left)" in told  # half as fast as planned
 
 
 def test_help_says_how_long_it_takes():
     ran = subprocess.run(
         [sys.executable, "-m", "launch.demo", "--help"], cwd=ROOT, capture_output=True, text=True
     )
-    assert ran.returncode == 0 and "--quick" in ran.stdout and "two cores" in ran.stdout
+    assert ran.returncode == 0 and "--minutes" in ran.stdout and "two cores" in ran.stdout

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 from typing import Literal
 
 import numpy as np
@@ -89,9 +90,24 @@ def vision_span(
       num_audio_tokens: of the video's own sound; None lays the pictures out alone.
       clock: see the module.
     """
+    times = np.asarray(seconds, np.float32).tobytes()
+    span = _span_at_zero(config, tuple(grid), times, num_audio_tokens, clock)
+    return dataclasses.replace(span, position_ids=span.position_ids + np.int32(start))
+
+
+# A clip has several questions, and many clips one length.
+@functools.lru_cache(maxsize=64)
+def _span_at_zero(
+    config: ThinkerConfig,
+    grid: tuple[int, int, int],
+    seconds: bytes,
+    num_audio_tokens: int | None,
+    clock: Clock,
+) -> Span:
+    """`vision_span` from position id 0; its arrays are shared, and read-only."""
     merge = config.vision.merge_size
     time, rows, columns = grid[0], grid[1] // merge, grid[2] // merge
-    temporal = temporal_ids(config, seconds, clock)
+    temporal = temporal_ids(config, np.frombuffer(seconds, np.float32), clock)
     pictures = np.stack(
         [
             np.repeat(temporal, rows * columns),
@@ -107,18 +123,21 @@ def vision_span(
         content, kinds, feature_rows = _interleave(config, pictures, num_audio_tokens, clock)
         starts = [Kind.VISION_START, Kind.AUDIO_START]
         ends = [Kind.AUDIO_END, Kind.VISION_END]
-    content = content + start + 1
+    content = content + 1
     # The reference continues after the last *chunk*, not after the largest id of the item.
-    tail = content[:, _last_chunk_start(kinds) :] if content.size else np.full((3, 1), start)
+    tail = content[:, _last_chunk_start(kinds) :] if content.size else np.zeros((3, 1), np.int32)
     end = int(tail.max()) + 1
     outside = np.full(len(starts), -1, np.int32)
-    return Span(
+    span = Span(
         np.concatenate([starts, kinds, ends]).astype(np.int8),
         np.concatenate([outside, feature_rows, outside]).astype(np.int32),
         np.concatenate(
-            [np.full((3, len(starts)), start), content, np.full((3, len(ends)), end)], axis=1
+            [np.zeros((3, len(starts)), np.int32), content, np.full((3, len(ends)), end)], axis=1
         ).astype(np.int32),
     )
+    for array in (span.kinds, span.rows, span.position_ids):
+        array.setflags(write=False)
+    return span
 
 
 def temporal_ids(config: ThinkerConfig, seconds: np.ndarray, clock: Clock) -> np.ndarray:

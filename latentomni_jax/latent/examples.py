@@ -40,7 +40,8 @@ from latentomni_jax.layout import (
 
 AnchorSource = Literal["segment", "prompt"]
 # What the language loss predicts (docs/method.md 5); the stop token is inserted, never predicted.
-_TARGET_ROLES = (Role.ASSISTANT_TEXT, Role.TRIGGER, Role.ANSWER)
+_IS_TARGET = np.zeros(len(Role), bool)  # by role
+_IS_TARGET[[Role.ASSISTANT_TEXT, Role.TRIGGER, Role.ANSWER]] = True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,7 +77,7 @@ def lay_out_example(
       InputError: nothing to learn, or a block whose segment is missing or empty.
     """
     row = lay_out(config, parts, spec=spec)
-    if not np.isin(row.roles, _TARGET_ROLES).any():
+    if not _IS_TARGET[row.roles].any():
         raise InputError("an example without assistant text: there is nothing to learn")
     sources = {
         i: place
@@ -115,7 +116,7 @@ def needed_shape(config: ThinkerConfig, example: Example) -> BatchShape:
     visual, audio = ([len(a[kind][1]) for a in example.anchors] for kind in (0, 1))
     return BatchShape(
         tokens=len(example.row.token_ids),
-        targets=int(np.isin(example.row.roles, _TARGET_ROLES).sum()),
+        targets=int(_IS_TARGET[example.row.roles].sum()),
         blocks=len(example.anchors),
         frames=frames(prompt),
         segment_frames=frames(segments),
@@ -204,7 +205,7 @@ def _fill(config, batch, b, example, shape):
         if len(audio_rows):
             batch.audio_rows[b, block, : len(audio_rows)] = audio_tables[audio][audio_rows]
 
-    targets = np.flatnonzero(np.isin(row.roles, _TARGET_ROLES))
+    targets = np.flatnonzero(_IS_TARGET[row.roles])
     batch.target_positions[b, : len(targets)] = targets - 1
     batch.target_ids[b, : len(targets)] = row.token_ids[targets]
     batch.target_weights[b, : len(targets)] = 1.0

@@ -65,7 +65,8 @@ def main() -> None:
 
 def certificates(command: str, quick: bool) -> list[dict]:
     """What `latentomni aot` prints of each program."""
-    words = shlex.split(f"aot --config configs/{command} --json" + " --quick" * quick)
+    how = "--quick" if quick else "--full"
+    words = shlex.split(f"aot --config configs/{command} --json {how}")
     done = subprocess.run(
         [sys.executable, "-m", "latentomni_jax", *words], cwd=ROOT, capture_output=True, text=True
     )
@@ -78,16 +79,16 @@ def certificates(command: str, quick: bool) -> list[dict]:
 
 def section(command: str, found: list[dict]) -> list[str]:
     """A command and its programs."""
-    lines = ["", f"`latentomni aot --config configs/{command}`", "", *HEADER]
+    how = "" if any(one["quick"] for one in found) else " --full"
+    lines = ["", f"`latentomni aot --config configs/{command}{how}`", "", *HEADER]
     for one in found:
         axes = ", ".join(f"{name} {n}" for name, n in one["mesh"].items() if n > 1)
         what = f"{one['program']}: {one['what']}" + f"; {axes}" * bool(axes)
-        times = [f"{1e3 * one[f'{name}_s']:.1f}" for name in TIMES]
-        if one["memory"] is None:  # no program, and so no collectives
-            times[-1] = one["bound"] = "not known"
-        seconds = f"{one['compile_s']:.0f} s" + ", quickly" * one["quick"]
+        seconds = [one[f"{name}_s"] for name in TIMES]
+        times = ["not known" if one is None else f"{1e3 * one:.1f}" for one in seconds]
+        taken = f"{one['compile_s']:.0f} s" + ", quickly" * one["quick"]
         cells = [what, f"{one['total'] / 2**30:.2f} of {one['hbm'] / 2**30:.0f}", *times,
-                 one["bound"], one["verdict"], seconds]  # fmt: skip
+                 one["bound"], one["verdict"], taken]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 

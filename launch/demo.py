@@ -82,7 +82,7 @@ class Scale:
         }
 
 
-_STEP_SECONDS = {"senses": 0.09, "base": 0.21, "order": 0.2, "latentomni": 0.34}
+_STEP_SECONDS = {"senses": 0.09, "base": 0.24, "order": 0.15, "latentomni": 0.34}
 _ENCODERS_STAY = ("order", "latentomni")  # by then they tell apart what there is
 FULL = Scale(2200, 400, {"senses": 600, "base": 1200, "order": 700, "latentomni": 550})
 QUICK = Scale(160, 120, {"base": 120, "latentomni": 30}, one_shape=True)

@@ -10,7 +10,11 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 from latentomni_jax.__main__ import main
+from latentomni_jax.layout import BatchShape
+from latentomni_jax.train.config import load
 from latentomni_jax.weights.checkpoint import read_specs
 from launch import demo
 from tests.notebooks import execute
@@ -18,7 +22,7 @@ from tests.notebooks import execute
 ROOT = Path(__file__).parents[1]
 STAGES = ("senses", "latentomni")  # first and last
 # Of so many clips the first step of the last stage has latent blocks.
-SMALL = demo.Scale(12, 6, dict.fromkeys(STAGES, 1))
+SMALL = demo.Scale(12, 6, dict.fromkeys(STAGES, 1), one_shape=True)
 
 
 def test_the_demo_from_an_empty_folder(tmp_path, monkeypatch, capfd):
@@ -83,6 +87,14 @@ def the_notebook_shows_the_same(out, monkeypatch):
         demo.build._MEASURED = 60"""
     told = execute("see_it_work", monkeypatch, {"OUT": out}, textwrap.dedent(small))
     assert "finished before" in told and "whole clip" in told and "expected" in told
+
+
+@pytest.mark.parametrize("stage", demo.TITLES)
+def test_one_shape_holds_all_of_a_stage(stage):
+    shapes = load(f"{demo.CONFIGS}/av_events.py:{stage}").shapes
+    whole = BatchShape(**demo._holding_all(shapes))
+    assert all(whole.fits(BatchShape(**shape)) for shape in shapes)
+    assert whole.tokens == max(shape["tokens"] for shape in shapes)
 
 
 def test_help_says_how_long_it_takes():

@@ -35,6 +35,8 @@ published figures: FLOPs over peak, bytes over bandwidth of memory, and bytes th
 from each other over their links, as if nothing overlapped. Answering has the weights cut over
 `tensor` alone, as many chips as key/value heads allow. A program of answering does not use every
 tower; the others' weights stay on the chip all the same, and the verdict counts them ("beside").
+Programs are compiled with little optimisation, and as for a run where that leaves the verdict open:
+within a fifth of the chip's memory. `--full` does so at once, `--quick` never.
 Exit code: 0 where everything fits, 1 where something does not, 2 for unusable input.
 """
 PROGRAMS = ("train", "prefill", "decode", "encode")
@@ -67,9 +69,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--search", action="store_true",
         help="try meshes, remat policies and micro-batches of the training step, quickly compiled",
     )  # fmt: skip
-    parser.add_argument(
-        "--quick", action="store_true",
-        help="compile with little optimisation, several times faster: memory is then an estimate",
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--quick", action="store_const", const=True, dest="quick",
+        help="compile with little optimisation only, whatever it says: memory is then an estimate",
+    )  # fmt: skip
+    how.add_argument(
+        "--full", action="store_const", const=False, dest="quick",
+        help="compile as for a run at once; several times longer",
     )  # fmt: skip
     parser.add_argument(
         "--weights", choices=("int8",),
@@ -111,11 +118,12 @@ def _search(plans, args: argparse.Namespace) -> int:
     for one in search(plans, args.tokens):
         found, settings = one.certificate, " ".join(f"--set {s}" for s in one.settings)
         if args.json:
-            print(json.dumps({"settings": one.settings, "seconds": one.seconds, **found.to_json()}))
+            seconds = one.seconds if found.network_s is not None else None
+            print(json.dumps({"settings": one.settings, "seconds": seconds, **found.to_json()}))
         else:
             size = f"{found.peak / (1 << 30):.2f} GiB"
-            # What does not compile has no collectives to read.
-            speed = f"at best {one.seconds:.3g} s a step  " if found.memory else ""
+            known = found.network_s is not None
+            speed = f"at best {one.seconds:.3g} s a step  " if known else ""
             print(f"{found.verdict:<13}{size:>10}  {speed}{settings}")
         if found.fits and (best is None or one.seconds < best.seconds):
             best = one
@@ -156,9 +164,9 @@ def render(found) -> str:
         f"  at least  compute {1e3 * found.compute_s:.1f} ms{again}, "
         f"memory {1e3 * found.memory_s:.1f} ms, "
         + (
-            f"network {1e3 * found.network_s:.1f} ms: bound by {found.bound}"
-            if found.memory
-            else "network not known"  # there is no program to read it from
+            f"network not known ({found.unread})"
+            if found.network_s is None
+            else f"network {1e3 * found.network_s:.1f} ms: bound by {found.bound}"
         )
     )
     for row in found.by_kind():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 from latentomni_jax.pod.certify import Certificate, certify
@@ -25,7 +26,8 @@ class Candidate:
         """Of a step at the published speeds: what a chip computes again included, and what chips
         send each other not overlapped."""
         found = self.certificate
-        return max(found.compute_s + found.recompute_s, found.memory_s) + found.network_s
+        alone = max(found.compute_s + found.recompute_s, found.memory_s)
+        return alone + (math.inf if found.network_s is None else found.network_s)
 
 
 def search(plans: Plans, tokens: int | None = None) -> Iterator[Candidate]:

@@ -82,8 +82,10 @@ def test_what_stays_beside_a_program_is_counted_and_told():
         told = f"beside    {beside / GIB:.2f} GiB of other towers' weights; {12 + beside / GIB:.2f}"
         assert (told in text) == (beside > 0)
     # What was refused has no program to read the network from.
-    refused = Certificate(**fields | {"memory": None, "needed": 20 * GIB}, beside=0)
-    assert "network not known" in render(refused) and "20.00 GiB wanted" in render(refused)
+    fields |= {"memory": None, "needed": 20 * GIB, "network_s": None, "unread": "no program"}
+    refused = Certificate(**fields, beside=0)
+    assert "network not known (no program)" in render(refused)
+    assert "20.00 GiB wanted" in render(refused) and refused.bound == "not known"
 
 
 KEPT = json.loads((ROOT / "docs" / "pods.json").read_text())
@@ -102,7 +104,7 @@ def test_the_table_is_what_the_compiler_says(latentomni, command, programs):
     pytest.importorskip("libtpu", reason="compiling for a TPU needs libtpu (pip install libtpu)")
     kept = {one["program"]: one for one in KEPT[command]}
     for program in programs or kept:
-        how = ["--quick"] if kept[program]["quick"] else []
+        how = ["--quick" if kept[program]["quick"] else "--full"]
         words = shlex.split(f"--config configs/{command} --json")
         ran = latentomni("aot", *words, "--program", program, *how)
         (found,) = map(json.loads, ran.out.splitlines())

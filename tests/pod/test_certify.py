@@ -1,0 +1,105 @@
+"""How a program is compiled for its certificate: quickly, and as for a run where that is close."""
+
+import pathlib
+import types
+
+import jax
+import pytest
+
+from latentomni_jax.pod import certify as certifying
+from latentomni_jax.pod.certify import certify
+from latentomni_jax.pod.chips import GIB, Topology
+from latentomni_jax.pod.programs import Traced
+
+CHIP = 16 * GIB  # of v5e
+REFUSED = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used {:.2f}G of 15.75G hbm."
+
+
+class Lowered:
+    """A program that wants so many GiB of a chip quickly compiled, and as for a run.
+
+    Text instead of a number is what the compiler says as it breaks off.
+    """
+
+    def __init__(self, quick, full):
+        self.wants, self.tried = {"O0": quick}, []
+        self.full = full
+
+    def compile(self, compiler_options):
+        level = jax.config.jax_optimization_level
+        self.tried.append("quick" if level == "O0" else "full")
+        wants = self.wants.get(level, self.full)
+        if isinstance(wants, str):
+            raise jax.errors.JaxRuntimeError(wants)
+        if wants * GIB > CHIP:
+            raise jax.errors.JaxRuntimeError(REFUSED.format(wants))
+        folder = pathlib.Path(compiler_options["xla_dump_to"])
+        (folder / "program.after_optimizations.txt").write_text("a program")
+        sizes = types.SimpleNamespace(
+            argument_size_in_bytes=0,
+            temp_size_in_bytes=0,
+            peak_memory_in_bytes=int(wants * GIB),
+        )
+        return types.SimpleNamespace(memory_analysis=lambda: sizes)
+
+
+def certificate(lowered, beside=0, **how):
+    mesh = types.SimpleNamespace(shape={"fsdp": 4})
+    traced = Traced(lowered, flops=1.0, traffic=1.0, what="a test", beside=beside)
+    return certify("test", traced, mesh, Topology.parse("v5e:2x2"), **how)
+
+
+@pytest.fixture(autouse=True)
+def silent(monkeypatch):
+    monkeypatch.setattr(certifying, "read_collectives", lambda *_: [])
+
+
+@pytest.mark.parametrize(
+    ("quick", "full", "tried", "verdict"),
+    [
+        (12.0, 11.0, ["quick"], "fits"),
+        (20.0, 19.0, ["quick"], "does not fit"),
+        (13.0, 12.0, ["quick", "full"], "fits"),
+        (13.0, 15.5, ["quick", "full"], "fits with less than 5% to spare"),
+        (15.96, 14.0, ["quick", "full"], "fits"),
+        (17.0, 15.0, ["quick", "full"], "fits"),
+        ("UNIMPLEMENTED: DMA from hbm to hbm", 12.0, ["quick", "full"], "fits"),
+        # The compiler says that memory is short and not by how much.
+        ("RESOURCE_EXHAUSTED: out of hbm", 20.0, ["quick", "full"], "does not fit"),
+    ],
+)
+def test_a_close_verdict_is_made_again_with_the_program_of_a_run(quick, full, tried, verdict):
+    lowered = Lowered(quick, full)
+    found = certificate(lowered)
+    assert (lowered.tried, found.verdict) == (tried, verdict)
+    assert found.quick == (tried == ["quick"])
+
+
+def test_what_stays_beside_a_program_makes_it_close():
+    lowered = Lowered(8.0, 8.0)
+    assert not certificate(lowered, beside=6 * GIB).quick
+    assert lowered.tried == ["quick", "full"]
+
+
+@pytest.mark.parametrize(("quick", "tried"), [(True, ["quick"]), (False, ["full"])])
+def test_who_says_how_gets_that_alone(quick, tried):
+    lowered = Lowered(15.0, 15.0)
+    assert certificate(lowered, quick=quick).quick == quick
+    assert lowered.tried == tried
+
+
+def test_what_breaks_off_both_ways_is_no_verdict():
+    lowered = Lowered("INTERNAL: first", "INTERNAL: second")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="second"):
+        certificate(lowered)
+
+
+def test_a_text_that_is_not_understood_leaves_memory_and_verdict(monkeypatch):
+    def fail(*_):
+        raise ValueError("all-to-all.7: groups of a collective are not understood")
+
+    monkeypatch.setattr(certifying, "read_collectives", fail)
+    found = certificate(Lowered(8.0, 8.0))
+    assert found.verdict == "fits" and found.memory.peak == 8 * GIB
+    assert found.network_s is None and found.bound == "not known"
+    assert "all-to-all.7" in found.to_json()["unread"] and not found.by_kind()

@@ -1,4 +1,4 @@
-"""How a program is compiled for its certificate: quickly, and as for a run where that is close."""
+"""How a program is compiled for its certificate, and what is said where that does not settle it."""
 
 import pathlib
 import types
@@ -6,6 +6,7 @@ import types
 import jax
 import pytest
 
+from latentomni_jax.commands.aot import render
 from latentomni_jax.pod import certify as certifying
 from latentomni_jax.pod.certify import certify
 from latentomni_jax.pod.chips import GIB, Topology
@@ -55,43 +56,39 @@ def silent(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("quick", "full", "tried", "verdict"),
+    ("wants", "beside", "verdict", "is_clear"),
     [
-        (12.0, 11.0, ["quick"], "fits"),
-        (20.0, 19.0, ["quick"], "does not fit"),
-        (13.0, 12.0, ["quick", "full"], "fits"),
-        (13.0, 15.5, ["quick", "full"], "fits with less than 5% to spare"),
-        (15.96, 14.0, ["quick", "full"], "fits"),
-        (17.0, 15.0, ["quick", "full"], "fits"),
-        ("UNIMPLEMENTED: DMA from hbm to hbm", 12.0, ["quick", "full"], "fits"),
+        (12.0, 0, "fits", True),
+        (20.0, 0, "does not fit", True),
+        (13.0, 0, "fits", False),
+        (8.0, 6, "fits", False),
+        (15.5, 0, "fits with less than 5% to spare", False),
+        (17.0, 0, "does not fit", False),
         # The compiler says that memory is short and not by how much.
-        ("RESOURCE_EXHAUSTED: out of hbm", 20.0, ["quick", "full"], "does not fit"),
+        ("RESOURCE_EXHAUSTED: out of hbm", 0, "does not fit", False),
     ],
 )
-def test_a_close_verdict_is_made_again_with_the_program_of_a_run(quick, full, tried, verdict):
-    lowered = Lowered(quick, full)
-    found = certificate(lowered)
-    assert (lowered.tried, found.verdict) == (tried, verdict)
-    assert found.quick == (tried == ["quick"])
+def test_a_quick_verdict_says_where_it_is_too_close(wants, beside, verdict, is_clear):
+    lowered = Lowered(wants, wants)
+    found = certificate(lowered, beside=beside * GIB, quick=True)
+    assert (found.verdict, found.is_clear, lowered.tried) == (verdict, is_clear, ["quick"])
+    assert ("--full tells for sure" in render(found)) == (not is_clear)
+    assert found.to_json()["is_clear"] == is_clear
+    certain = certificate(lowered, beside=beside * GIB)
+    assert certain.is_clear and certain.verdict == verdict and not certain.quick
+    assert "--full" not in render(certain)
 
 
-def test_what_stays_beside_a_program_makes_it_close():
-    lowered = Lowered(8.0, 8.0)
-    assert not certificate(lowered, beside=6 * GIB).quick
-    assert lowered.tried == ["quick", "full"]
-
-
-@pytest.mark.parametrize(("quick", "tried"), [(True, ["quick"]), (False, ["full"])])
-def test_who_says_how_gets_that_alone(quick, tried):
-    lowered = Lowered(15.0, 15.0)
-    assert certificate(lowered, quick=quick).quick == quick
-    assert lowered.tried == tried
+def test_what_breaks_off_quickly_is_compiled_as_for_a_run():
+    lowered = Lowered("UNIMPLEMENTED: DMA from hbm to hbm", 12.0)
+    found = certificate(lowered, quick=True)
+    assert lowered.tried == ["quick", "full"] and found.verdict == "fits" and not found.quick
 
 
 def test_what_breaks_off_both_ways_is_no_verdict():
     lowered = Lowered("INTERNAL: first", "INTERNAL: second")
     with pytest.raises(jax.errors.JaxRuntimeError, match="second"):
-        certificate(lowered)
+        certificate(lowered, quick=True)
 
 
 def test_a_text_that_is_not_understood_leaves_memory_and_verdict(monkeypatch):

@@ -31,7 +31,7 @@ def certificate(mesh, function, *args, **options):
     with jax.set_mesh(mesh):
         lowered = jax.jit(function).lower(*args)
     traced = Traced(lowered, flops=0.0, traffic=0.0, what="a test", **options)
-    return certify("test", traced, mesh, Topology.parse("v5e:2x2"), quick=False)
+    return certify("test", traced, mesh, Topology.parse("v5e:2x2"))
 
 
 @pytest.mark.tpu_compile
@@ -91,7 +91,7 @@ def test_gradients_between_slices_are_counted(mesh):
     rows = shaped(two, (ROWS, WIDTH), ("data", "fsdp"))
     with jax.set_mesh(two):
         lowered = jax.jit(gradient).lower(rows, shaped(two, (WIDTH, WIDTH), "fsdp"))
-    found = certify("test", Traced(lowered, 0.0, 0.0, "a test"), two, topology, quick=False)
+    found = certify("test", Traced(lowered, 0.0, 0.0, "a test"), two, topology)
     by_axes = {one.axes: one for one in found.collectives if one.kind != "all-gather"}
     assert set(by_axes) == {("fsdp",), ("data",)}
     between = by_axes["data",]

@@ -1,7 +1,6 @@
 """The method in small, from an empty folder: clips, training, latent answers, scores, a page.
 
-    python -m launch.demo                15 minutes on two cores: slow ones train for fewer steps
-    python -m launch.demo --minutes 40   with time for all steps on almost any machine
+    python -m launch.demo                10 to 30 minutes on two cores, recent or older
     python -m launch.demo --quick        3 minutes: everything smaller, and little is learned
 
 A million parameters learn a drawn world of sights and sounds from nothing, through every part of
@@ -13,6 +12,7 @@ it goes on where it was.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
@@ -20,7 +20,7 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tqdm
@@ -38,7 +38,6 @@ from latentomni_jax.model import LatentOmni
 from latentomni_jax.train.config import load
 from latentomni_jax.train.host import keep_freed_memory
 from latentomni_jax.train.loop import Trainer
-from launch.agenda import Agenda, Part
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 VIEWS: dict[View, str] = {
@@ -67,18 +66,17 @@ class Scale:
     one_shape: bool = False
 
     @property
-    def parts(self) -> dict[str, Part]:
-        """What there is to do, and how long it takes on two cores of a Zen 4."""
+    def seconds(self) -> dict[str, float]:
+        """About how long every part takes on two cores of a Zen 4."""
         begun, slower = (25, 2) if self.one_shape else (40, 1)
         stages = {
-            stage: Part(begun, slower * _STEP_SECONDS[stage], steps)
-            for stage, steps in self.steps.items()
+            stage: begun + slower * _STEP_SECONDS[stage] * n for stage, n in self.steps.items()
         }
         return {
-            "set": Part(8 + 0.035 * self.clips),
-            "cache": Part(3 + 0.025 * self.clips),
+            "set": 8 + 0.035 * self.clips,
+            "cache": 3 + 0.025 * self.clips,
             **stages,
-            "answers": Part(25 + 0.05 * self.questions),
+            "answers": 25 + 0.05 * self.questions,
         }
 
 
@@ -88,32 +86,46 @@ FULL = Scale(2200, 400, {"senses": 600, "base": 1200, "order": 700, "latentomni"
 QUICK = Scale(160, 120, {"base": 120, "latentomni": 30}, one_shape=True)
 
 
+class Agenda:
+    """Says which part begins, and about how long the rest will take on this machine."""
+
+    def __init__(self, seconds: dict[str, float]):
+        self.left, self.planned, self.taken, self.count = dict(seconds), 0.0, 0.0, len(seconds)
+
+    @contextlib.contextmanager
+    def part(self, name: str, title: str) -> Iterator[None]:
+        pace = self.taken / self.planned if self.planned else 1.0
+        minutes = sum(self.left.values()) * pace / 60
+        number = self.count - len(self.left) + 1
+        line = f"[{number}/{self.count}] {title}"
+        print(f"\n{line}   (about {minutes:.0f} min left)\n{'-' * len(line)}", flush=True)
+        started = time.monotonic()
+        yield
+        planned, taken = self.left.pop(name), time.monotonic() - started
+        if taken > planned / 20:  # else it was done before, and says nothing about this machine
+            self.taken, self.planned = self.taken + taken, self.planned + planned
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a smaller set, fewer steps")
     parser.add_argument("--seed", type=int, default=0, help="of the world and of the training")
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        help="time to be done in: training is as long as fits (15, quick 3)",
-    )
     parser.add_argument("--out", type=Path, help="default is runs/demo, or runs/demo-quick")
     args = parser.parse_args()
     keep_freed_memory()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     out = args.out or Path("runs/demo-quick" if args.quick else "runs/demo")
     scale = QUICK if args.quick else FULL
-    limit = 60 * (args.minutes or (3 if args.quick else 15))
-    agenda, started = Agenda(scale.parts, limit, out / "steps.json"), time.monotonic()
+    agenda, started = Agenda(scale.seconds), time.monotonic()
     with agenda.part("set", "A world is drawn and played"):
         world, alone = make_world(out, scale, DIAL, args.seed)
     with agenda.part("cache", "Its clips become features"):
         make_cache(out)
     model_directory = None
-    for stage in scale.steps:
-        with agenda.part(stage, TITLES[stage]) as steps:
+    for stage, steps in scale.steps.items():
+        with agenda.part(stage, TITLES[stage]):
             model_directory = train_stage(stage, scale, steps, out, args.seed, model_directory)
     with agenda.part("answers", "Unseen clips are asked about"):
         model = LatentOmni.from_pretrained(model_directory)

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # From nothing but Python 3.11 to a trained LatentOmni in small, its scores and a page to look at:
 #
-#   bash launch/demo.sh                15 minutes on two cores: slow ones train for fewer steps
-#   bash launch/demo.sh --minutes 40   with time for all steps on almost any machine
-#   bash launch/demo.sh --quick        3 minutes: everything smaller, and little is learned
+#   bash launch/demo.sh              10 to 30 minutes on two cores, recent or older
+#   bash launch/demo.sh --quick      3 minutes: everything smaller, and little is learned
 #
 # VENV and PYTHON: see launch/environment.sh. What it makes is in runs/demo, or
 # runs/demo-quick; interrupted, it goes on.

@@ -46,9 +46,9 @@ def it_tells_what_was_seen_and_how_it_went(told):
     assert "dial      easy: moments 6, alone 0" in told
     assert re.search(r"alone     best learned guess question \d+%, video \d+%, audio \d+%", told)
     assert told.count("samples seen; loss") == len(STAGES)
-    for part in range(1, len(SMALL.parts) + 1):
-        assert f"[{part}/{len(SMALL.parts)}] " in told
-    assert told.count("min left)") == len(SMALL.parts)
+    for part in range(1, len(SMALL.seconds) + 1):
+        assert f"[{part}/{len(SMALL.seconds)}] " in told
+    assert told.count("min left)") == len(SMALL.seconds)
     for view in demo.VIEWS.values():
         assert re.search(rf"{view} +\d+ of \d+ right, [\d.]+% \(chance 25%, p = ", told)
     assert "latentomni answer --model" in told
@@ -97,8 +97,21 @@ def test_one_shape_holds_all_of_a_stage(stage):
     assert whole.tokens == max(shape["tokens"] for shape in shapes)
 
 
+def test_the_agenda_learns_the_pace(capsys, monkeypatch):
+    clock = iter([0.0, 120.0, 120.0, 150.0])
+    monkeypatch.setattr(demo.time, "monotonic", lambda: next(clock))
+    agenda = demo.Agenda({"a": 60.0, "b": 300.0})
+    with agenda.part("a", "First"):
+        pass
+    with agenda.part("b", "Second"):
+        pass
+    told = capsys.readouterr().out
+    assert "[1/2] First   (about 6 min left)" in told
+    assert "[2/2] Second   (about 10 min left)" in told  # half as fast as planned
+
+
 def test_help_says_how_long_it_takes():
     ran = subprocess.run(
         [sys.executable, "-m", "launch.demo", "--help"], cwd=ROOT, capture_output=True, text=True
     )
-    assert ran.returncode == 0 and "--minutes" in ran.stdout and "two cores" in ran.stdout
+    assert ran.returncode == 0 and "--quick" in ran.stdout and "two cores" in ran.stdout

@@ -93,7 +93,8 @@ def the_notebook_shows_the_same(out, monkeypatch):
 def test_one_shape_holds_all_of_a_stage(stage):
     shapes = load(f"{demo.CONFIGS}/av_events.py:{stage}").shapes
     whole = BatchShape(**demo._holding_all(shapes))
-    assert all(whole.fits(BatchShape(**shape)) for shape in shapes)
+    for shape in shapes:
+        assert all(getattr(whole, name) >= size for name, size in shape.items())
     assert whole.tokens == max(shape["tokens"] for shape in shapes)
 
 

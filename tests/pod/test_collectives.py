@@ -109,8 +109,8 @@ def test_a_loop_whose_end_depends_on_data_is_counted_as_told(mesh):
 
     each = jax.shard_map(run, mesh=mesh, in_specs=jax.P(), out_specs=jax.P(), check_vma=False)
     x = shaped(mesh, (ROWS, WIDTH))
-    with pytest.raises(ValueError, match="loop of unknown length"):
-        certificate(mesh, each, x)
+    untold = certificate(mesh, each, x)
+    assert "loop of unknown length" in untold.unread and untold.network_s is None and untold.fits
     (one,) = certificate(mesh, each, x, open_loops=3).collectives
     assert one.count == 3
 

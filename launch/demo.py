@@ -1,6 +1,6 @@
 """The method in small, from an empty folder: clips, training, latent answers, scores, a page.
 
-    python -m launch.demo                18 minutes on two cores of a Zen 4, older ones longer
+    python -m launch.demo                16 minutes on two cores of a Zen 4, older ones longer
     python -m launch.demo --quick        3 minutes: everything smaller, and little is learned
 
 A million parameters learn a drawn world of sights and sounds from nothing, through every part of
@@ -80,7 +80,7 @@ class Scale:
         }
 
 
-_STEP_SECONDS = {"senses": 0.09, "base": 0.17, "order": 0.18, "latentomni": 0.32}
+_STEP_SECONDS = {"senses": 0.12, "base": 0.18, "order": 0.18, "latentomni": 0.31}
 FULL = Scale(2200, 400, {"senses": 800, "base": 1200, "order": 700, "latentomni": 450})
 QUICK = Scale(160, 120, {"base": 120, "latentomni": 30}, one_shape=True)
 

@@ -4,8 +4,8 @@
     python -m launch.ablate --rows silent_main     other groups, or rows by name
     python -m launch.ablate --report-only          writes what there is to docs/results.md
 
-A seed has a world, questions and a base of its own (`configs/av_events.py`; a demo with
-`--out runs/ablate/seed-N --seed N` makes the same); rows of a seed differ in the last stage alone
+A seed has a world, questions and a base of its own (`configs/av_events.py`; the demo's are smaller
+and trained otherwise); rows of a seed differ in the last stage alone
 (`configs/av_events_study.py`), which has the same number of steps for each. Rows "silent_X" and
 "bottleneck_X" have another stage behind it, for --further-steps from the model of X; X is trained
 where it is missing.
@@ -45,7 +45,7 @@ from launch import demo
 
 __doc__ += " " + "; ".join(f"{group} ({', '.join(rows)})" for group, rows in GROUPS.items()) + "."
 REFERENCE = "latentomni"  # what others are compared with
-# The demo has smaller worlds and shorter stages, to be done in its time.
+# The demo has smaller worlds and shorter stages, to be done sooner.
 _CLIPS = 3000
 _STEPS = {
     **{"senses": 600, "base": 1300, "order": 700},

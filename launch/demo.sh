@@ -10,7 +10,5 @@ set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
-# A twentieth of a step where a core has vectors of 512 bits; XLA's own choice is 256.
-export XLA_FLAGS="--xla_cpu_prefer_vector_width=512 ${XLA_FLAGS:-}"
 prepare_environment data report
 exec python -m launch.demo "$@"

@@ -10,12 +10,14 @@ import sys
 import textwrap
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from latentomni_jax.__main__ import main
 from latentomni_jax.layout import BatchShape
 from latentomni_jax.train.config import load
-from latentomni_jax.weights.checkpoint import read_specs
+from latentomni_jax.weights.checkpoint import load_model, read_specs
 from launch import demo
 from tests.notebooks import execute
 
@@ -37,6 +39,7 @@ def test_the_demo_from_an_empty_folder(tmp_path, monkeypatch, capfd):
     it_tells_what_was_seen_and_how_it_went(told.getvalue())
     the_page_has_all_sections(out)
     who_was_trained_with_blocks_says_so(out)
+    the_encoders_learn_in_the_first_stage_alone(out)
     its_last_words_are_a_command_that_works(told.getvalue(), capfd)
     the_notebook_shows_the_same(out, monkeypatch)
 
@@ -69,6 +72,14 @@ def the_page_has_all_sections(out):
 def who_was_trained_with_blocks_says_so(out):
     trained = {stage: read_specs(out / stage / "model")[1].is_trained for stage in STAGES}
     assert trained == {"senses": False, "latentomni": True}
+
+
+def the_encoders_learn_in_the_first_stage_alone(out):
+    first, last = (load_model(out / stage / "model").params for stage in STAGES)
+    for tower in ("vision", "audio"):
+        jax.tree.map(np.testing.assert_array_equal, first[tower], last[tower])
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), first["text"], last["text"])
+    assert not all(jax.tree.leaves(same))
 
 
 def its_last_words_are_a_command_that_works(told, capfd):

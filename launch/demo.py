@@ -1,6 +1,6 @@
 """The method in small, from an empty folder: clips, training, latent answers, scores, a page.
 
-    python -m launch.demo                17 minutes on two cores of a Zen 4, older ones longer
+    python -m launch.demo                14 to 17 minutes on two cores of a Zen 4, older ones longer
     python -m launch.demo --quick        3 minutes: everything smaller, and little is learned
 
 A million parameters learn a drawn world of sights and sounds from nothing, through every part of

@@ -71,11 +71,9 @@ def make_set(
     records.require_libraries()
     out = Path(out)
     _begin(out, world)
-    alone = _measure_once(out, world)
-    require_both(alone.fresh, 3 * _MEASURED)  # two clips have six questions
     jobs = [(split, i) for split, n in zip(SPLITS, world.clips, strict=True) for i in range(n)]
-    _render_all(out, world, jobs, workers, progress)
-    write_samples(out, world)
+    with tqdm.tqdm(total=len(jobs), unit="clip", disable=not progress) as bar:
+        alone = _make_files(out, world, jobs, workers, bar)
     if not (dataset_directory(out) / "dataset_info.json").is_file():
         records.tensorflow_datasets().disable_progress_bar()
         builder = _builder_class()(data_dir=str(out), file_format="array_record", out=out)
@@ -102,11 +100,11 @@ class Alone(NamedTuple):
         return f"{fresh}; of this set's test questions {test}"
 
 
-def measure(world: World) -> Alone:
-    """How well a guess from one modality, fitted on other clips, answers such questions."""
+def measure(world: World, clips: int = _MEASURED) -> Alone:
+    """How well a guess from one modality, fitted on so many other clips, answers such questions."""
     other = dataclasses.replace(world, seed=CHECK_SEED + world.seed)
-    train = _items(other, range(_MEASURED))
-    tests = _items(other, range(_MEASURED, 2 * _MEASURED)), _items(world, range(world.clips[1]))
+    train = _items(other, range(clips))
+    tests = _items(other, range(clips, 2 * clips)), _items(world, range(world.clips[1]))
     return Alone(*(single_modality(train, test) for test in tests))
 
 
@@ -120,11 +118,14 @@ def _items(world, numbers):
     return found
 
 
-def _measure_once(out: Path, world: World) -> Alone:
+def _measure_once(out: Path, world: World, clips: int) -> Alone:
+    """Raises InputError where the world's questions do not need both modalities."""
     path = out / "alone.json"
     if not path.is_file():
-        write_text(path, json.dumps(measure(world)._asdict(), indent=1) + "\n")
-    return Alone(**json.loads(path.read_text(encoding="utf-8")))
+        write_text(path, json.dumps(measure(world, clips)._asdict(), indent=1) + "\n")
+    alone = Alone(**json.loads(path.read_text(encoding="utf-8")))
+    require_both(alone.fresh, 3 * clips)  # two clips have six questions
+    return alone
 
 
 def read_world(out: str | os.PathLike) -> World:
@@ -189,18 +190,31 @@ def _begin(out: Path, world: World) -> None:
     write_text(path, json.dumps(world.to_json(), indent=1))
 
 
-def _render_all(out, world, jobs, workers, progress):
-    with tqdm.tqdm(total=len(jobs), unit="clip", disable=not progress) as bar:
-        if workers == 1:
-            for job in jobs:
-                _render_one(out, world, job)
+def _make_files(out, world, jobs, workers, bar) -> Alone:
+    """Everything that is drawn from the world alone; a world that is refused stops it all."""
+    render_job = functools.partial(_render_one, out, world)
+    if workers == 1:
+        alone = _measure_once(out, world, _MEASURED)
+        for job in jobs:
+            render_job(job)
+            bar.update()
+        write_samples(out, world)
+        return alone
+    context = multiprocessing.get_context("spawn")  # FFmpeg's threads do not survive a fork
+    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+        try:
+            # Each keeps one process busy for a while: begun first, they end beside the clips.
+            measured = pool.submit(_measure_once, out, world, _MEASURED)
+            written = pool.submit(write_samples, out, world)
+            rendered = pool.map(render_job, jobs, chunksize=8)
+            alone = measured.result()
+            for _ in rendered:
                 bar.update()
-            return
-        context = multiprocessing.get_context("spawn")  # FFmpeg's threads do not survive a fork
-        with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
-            run = functools.partial(_render_one, out, world)
-            for _ in pool.map(run, jobs, chunksize=8):
-                bar.update()
+            written.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return alone
 
 
 def _render_one(out: Path, world: World, job: tuple[str, int]) -> None:

@@ -377,6 +377,17 @@ def test_a_broken_clip_is_named_and_the_set_comes_back_the_same(made, world, tmp
     assert build.check_set(again) == []
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_set_that_one_modality_gives_away_is_not_made(tmp_path, world, workers):
+    out = tmp_path / "set"
+    build._begin(out, world)
+    told = {"video": {"alignment": 0.9, "all": 0.9}}
+    (out / "alone.json").write_text(json.dumps({"fresh": told, "test": told}))
+    with pytest.raises(InputError, match="video alone 90% of alignment questions"):
+        make_set(out, world, workers=workers)
+    assert not build.dataset_directory(out).exists()
+
+
 def test_wrong_requests_say_what_to_do(made, tmp_path, capsys):
     def fails(*arguments):
         assert main(["data", "av-events", *arguments]) == 2

@@ -73,7 +73,7 @@ class Scale:
             stage: begun + slower * _STEP_SECONDS[stage] * n for stage, n in self.steps.items()
         }
         return {
-            "set": 8 + 0.035 * self.clips,
+            "set": 5 + 0.027 * self.clips,
             "cache": 3 + 0.025 * self.clips,
             **stages,
             "answers": 25 + 0.05 * self.questions,

@@ -6,8 +6,8 @@
 # seen, partly in words and partly in latent states. It is `bash launch/demo.sh` in pieces.
 #
 # Run it from a checkout with `pip install -e '.[data,report]'` (on a TPU: `.[tpu,data,report]`). In
-# Colab, clone the repository and install it first. `FULL = True` takes 14 to 17 minutes on two cores
-# of a Zen 4; else it is a few, two of four stages are trained, and little is learned.
+# Colab, clone the repository and install it first. `FULL = True` takes 14 to 17 minutes on two
+# cores of a Zen 4; else it is a few, two of four stages are trained, and little is learned.
 
 # %%
 import json
